@@ -1,0 +1,52 @@
+# One command each; every target sets up what it needs. `make help` lists them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PORT ?= 5000
+BIN := $(VENV)/bin
+READY := $(VENV)/installed
+
+export HF_HUB_OFFLINE ?= 1
+export DVC_NO_ANALYTICS ?= 1
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data demo test check ui
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## install everything into .venv, once
+
+# Torch is named with its version: a bare install would replace a CPU build by a CUDA one.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3.11")'
+	@echo "Installing into $(VENV): two to three minutes the first time."
+	@if command -v uv >/dev/null; then \
+	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
+	  UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install -q --python $(BIN)/python \
+	    -c constraints.txt torch==2.13.0 -e '.[data,s3,grid,check,dev]'; \
+	else \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile \
+	    -c constraints.txt torch==2.13.0 -e '.[data,s3,grid,check,dev]'; \
+	fi
+	@touch $@
+
+data: setup ## fetch the pictures and the small models (dvc pull)
+	@$(BIN)/dvc pull -q
+
+demo: setup data ## customize a content with a style, end to end: runs/demo/report.html
+	@$(BIN)/python -m pipelines run customize --out runs/demo $(ARGS)
+
+test: setup data ## run the tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: setup ## lint and types
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+ui: setup ## browse the runs with MLflow
+	@echo "MLflow on http://127.0.0.1:$(PORT), Ctrl-C ends it"
+	@$(BIN)/mlflow server --backend-store-uri sqlite:///runs/mlflow.db --workers 1 --port $(PORT)

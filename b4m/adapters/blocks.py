@@ -1,0 +1,178 @@
+"""SDXL's attention: eleven groups, the role of each, and the names of their linears.
+
+    group                     channels  depth  linears   role      also known as
+    down_blocks.1.attentions.0-1   640      2  2 x  16   style
+    down_blocks.2.attentions.0-1  1280     10  2 x  80   content   B-LoRA's W1, W2
+    mid_block.attentions.0        1280     10       80   content   W3
+    up_blocks.0.attentions.0-2    1280     10  3 x  80   content   W4 (B-LoRA: content), W5 (style)
+    up_blocks.1.attentions.0-2     640      2  3 x  16   style
+
+560 linears: to_q, to_k, to_v, to_out.0 of attn1 and attn2. The role is DuoLoRA's prior by
+resolution (arXiv 2504.13206): low-resolution layers draw content, high-resolution layers draw
+style. In its released code the names of mid_block and up_blocks.0 match no list, so 320 linears
+have no role. B-LoRA (arXiv 2403.14572) finds both content and style inside up_blocks.0; the two
+priors disagree.
+
+A base of the same topology with other depths (mini-SDXL) has the same groups; what is said about
+SDXL's transformer blocks carries over by depth fraction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from b4m.errors import B4MError
+
+CONTEXT = 2048  # width of SDXL's text states, what attn2 reads
+MAX_DEPTH = 10  # transformer blocks of SDXL's deepest groups
+ATTENTION_LINEARS = tuple(
+    f"{attention}.{linear}"
+    for attention in ("attn1", "attn2")
+    for linear in ("to_q", "to_k", "to_v", "to_out.0")
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One Transformer2DModel of SDXL's UNet.
+
+    Attributes:
+        name: module path in diffusers.
+        ldm: module path in the original (LDM, sgm) code, which kohya and ComfyUI use.
+        channels: width.
+        depth: transformer blocks in SDXL.
+        role: "content" or "style", by resolution.
+    """
+
+    name: str
+    ldm: str
+    channels: int
+    depth: int
+    role: str
+
+
+def _groups() -> tuple[Group, ...]:
+    found = []
+    for block, role, channels, depth in ((1, "style", 640, 2), (2, "content", 1280, 10)):
+        for i in (0, 1):
+            ldm = f"input_blocks.{1 + 3 * block + i}.1"
+            name = f"down_blocks.{block}.attentions.{i}"
+            found.append(Group(name, ldm, channels, depth, role))
+    found.append(Group("mid_block.attentions.0", "middle_block.1", 1280, 10, "content"))
+    for block, role, channels, depth in ((0, "content", 1280, 10), (1, "style", 640, 2)):
+        for i in (0, 1, 2):
+            ldm = f"output_blocks.{3 * block + i}.1"
+            name = f"up_blocks.{block}.attentions.{i}"
+            found.append(Group(name, ldm, channels, depth, role))
+    return tuple(found)
+
+
+GROUPS: dict[str, Group] = {group.name: group for group in _groups()}
+BLORA = {"content": "up_blocks.0.attentions.0", "style": "up_blocks.0.attentions.1"}
+
+
+def group_of(name: str) -> str:
+    """Name of the attention group that a linear belongs to.
+
+    Raises:
+        B4MError: for a name outside SDXL's eleven attention groups.
+    """
+    for group in GROUPS:
+        if name.startswith(group + "."):
+            return group
+    raise B4MError(f"{name} is in none of SDXL's attention groups: {', '.join(GROUPS)}")
+
+
+def role_of(name: str) -> str:
+    """Role of a linear, "content" or "style": DuoLoRA's prior by resolution."""
+    return GROUPS[group_of(name)].role
+
+
+def sdxl_linear_shapes() -> dict[str, tuple[int, int]]:
+    """(out, in) of SDXL's 560 attention linears by module path; attn2's k and v read the text."""
+    return {
+        f"{group.name}.transformer_blocks.{k}.{linear}": (
+            group.channels,
+            CONTEXT if linear in ("attn2.to_k", "attn2.to_v") else group.channels,
+        )
+        for group in GROUPS.values()
+        for k in range(group.depth)
+        for linear in ATTENTION_LINEARS
+    }
+
+
+def depths(names: Iterable[str]) -> dict[str, int]:
+    """Transformer blocks per group of the base that these linears belong to."""
+    found: dict[str, int] = {}
+    for name in names:
+        group, k = _position(name)
+        found[group] = max(found.get(group, 0), k + 1)
+    return found
+
+
+def depth_fraction(name: str, depth: int) -> float:
+    """Where in its group a linear stands, in (0, 1): (k + 1/2) / depth for block k of `depth`."""
+    return (_position(name)[1] + 0.5) / depth
+
+
+def sdxl_twin(name: str, depth: int) -> str:
+    """The SDXL linear at the same place: same group and kind, same depth fraction.
+
+    Distinct linears of a base that is not deeper than SDXL have distinct twins; at SDXL's own depth
+    each is its own twin.
+
+    Args:
+        name: module path in a base of SDXL's topology.
+        depth: transformer blocks of that group in that base, see `depths`.
+    """
+    group, k = _position(name)
+    kind = name.removeprefix(f"{group}.transformer_blocks.{k}.")
+    twin = int(depth_fraction(name, depth) * GROUPS[group].depth)
+    return f"{group}.transformer_blocks.{twin}.{kind}"
+
+
+def select(names: Iterable[str], blocks: str) -> list[str]:
+    """The names that a block filter keeps, in their order.
+
+    Args:
+        names: module paths of linears.
+        blocks: comma-separated terms, of which one must hold: "all" or empty, a role ("content",
+            "style"), "blora-content", "blora-style", or a part of the path such as
+            "up_blocks.0.attentions.1" or "attn2".
+
+    Raises:
+        B4MError: when a term keeps nothing.
+    """
+    every = list(names)
+    terms = [term.strip() for term in blocks.split(",") if term.strip()]
+    if not terms or "all" in terms:
+        return every
+    kept: set[str] = set()
+    for term in terms:
+        matching = {name for name in every if _matches(name, term)}
+        if not matching:
+            raise B4MError(
+                f"block filter {term!r} keeps none of {len(every)} layers; give all, content, "
+                "style, blora-content, blora-style or a part of a path as up_blocks.0.attentions.1"
+            )
+        kept |= matching
+    return [name for name in every if name in kept]
+
+
+def _matches(name: str, term: str) -> bool:
+    if term in ("content", "style"):
+        return role_of(name) == term
+    if term.startswith("blora-"):
+        return term.removeprefix("blora-") in BLORA and group_of(name) == BLORA[term[6:]]
+    return f".{term}." in f".{name}."
+
+
+def _position(name: str) -> tuple[str, int]:
+    """Group and index of the transformer block of a linear."""
+    group = group_of(name)
+    part, _, rest = name.removeprefix(group + ".").partition(".")
+    index = rest.partition(".")[0]
+    if part != "transformer_blocks" or not index.isdigit():
+        raise B4MError(f"{name} is in none of the transformer blocks of {group}")
+    return group, int(index)

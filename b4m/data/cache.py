@@ -1,0 +1,106 @@
+"""What the encoders make of pictures and captions, kept on disk: each is encoded once.
+
+Latents are kept as the posterior's mean and standard deviation, so that training still draws a new
+latent each time. Files are keyed by the content (pixels, text), the base's hash and a fingerprint
+of the encoders, and written atomically, so several processes may share a folder.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from b4m.sdxl.conditioning import Conditioning, encode_prompts
+from b4m.sdxl.latents import encode_pictures
+from b4m.sdxl.load import Base
+
+_SAMPLED = 64  # numbers of each weight that the fingerprint looks at
+
+
+class Cache:
+    """Latents and text embeddings of one base in one folder.
+
+    After use the VAE and the text encoders are put to rest: `Base.rest`.
+    """
+
+    def __init__(self, folder: Path, base: Base) -> None:
+        self._base = base
+        key = f"{base.hash}-{base.pixels}-{_fingerprint((base.vae, *base.text_encoders))}"
+        self._folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+    def latents(self, pictures: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Posterior mean and std (N, C, H, W), on the CPU, of RGB pictures of the base's size."""
+        keys = [_digest(f"{p.size}".encode(), p.tobytes()) for p in pictures]
+
+        def encode(index: int) -> dict[str, Tensor]:
+            mean_1CHW, std_1CHW = encode_pictures(self._base, [pictures[index]])
+            return {"mean": mean_1CHW[0], "std": std_1CHW[0]}
+
+        entries = self._entries("latents", keys, encode)
+        return (
+            torch.stack([entry["mean"] for entry in entries]),
+            torch.stack([entry["std"] for entry in entries]),
+        )
+
+    def texts(self, captions: Sequence[str]) -> Conditioning:
+        """Conditioning of N captions, on the CPU."""
+        keys = [_digest(caption.encode()) for caption in captions]
+
+        def encode(index: int) -> dict[str, Tensor]:
+            encoded = encode_prompts(self._base, [captions[index]])
+            return {"hidden": encoded.hidden_BTD[0], "pooled": encoded.pooled_BP[0]}
+
+        entries = self._entries("texts", keys, encode)
+        return Conditioning(
+            torch.stack([entry["hidden"] for entry in entries]),
+            torch.stack([entry["pooled"] for entry in entries]),
+        )
+
+    def _entries(
+        self, kind: str, keys: Sequence[str], encode: Callable[[int], dict[str, Tensor]]
+    ) -> list[dict[str, Tensor]]:
+        """The entry of each key.
+
+        Each is encoded on its own: within a batch the last bits depend on what else is in it, and
+        a run killed while filling the cache would go on with other bits.
+        """
+        folder = self._folder / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{key}.safetensors" for key in keys]
+        missing = [index for index, file in enumerate(files) if not file.is_file()]
+        for index in missing:
+            if not files[index].is_file():
+                _write(files[index], encode(index))
+        if missing:
+            self._base.rest()
+        return [load_file(file) for file in files]
+
+
+def _write(path: Path, entry: dict[str, Tensor]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    save_file({name: value.detach().cpu().contiguous() for name, value in entry.items()}, partial)
+    os.replace(partial, path)
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def _fingerprint(modules: Sequence[nn.Module]) -> str:
+    """Tell encoders apart by some numbers of each weight; the UNet's hash says nothing of them."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            flat = value.detach().flatten()
+            chosen = flat[:: max(1, flat.numel() // _SAMPLED)].cpu()
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(chosen.double().numpy().tobytes())
+    return digest.hexdigest()

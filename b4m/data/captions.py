@@ -1,0 +1,55 @@
+"""Captions and prompts: where the trigger words go.
+
+    content   "a snq animal"                       the picture of the thing
+    style     "a lion in w@z style"                any picture in the style
+    merged    "a snq animal in w@z style"          what is asked of the merged adapter
+
+Partners of multi-correspondence training carry the same trigger as the concept would, plus the
+words for what they really are: "a lion in w@z flat sticker style", "a snq vehicle".
+"""
+
+from b4m.config import CONTENT_TRIGGER, STYLE_TRIGGER
+from b4m.errors import B4MError
+
+
+def content_caption(class_word: str) -> str:
+    """Caption of a picture of the content, e.g. of class word "animal"."""
+    return f"a {CONTENT_TRIGGER} {class_word}".rstrip()
+
+
+def style_caption(words: str, style_words: str = "") -> str:
+    """Caption of a picture in the style that shows `words`, e.g. "a lion"."""
+    return " ".join(f"{words} in {STYLE_TRIGGER} {style_words} style".split())
+
+
+def merged_caption(class_word: str) -> str:
+    """Prompt for the content in the style."""
+    return style_caption(content_caption(class_word))
+
+
+def with_article(name: str) -> str:
+    """Put "a" or "an" before a name that has no article."""
+    first = name.split(" ", 1)[0].lower()
+    if not name or first in {"a", "an", "the", "some", "two", "three"}:
+        return name
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def check_trigger(caption: str, trigger: str, where: str) -> None:
+    """Refuse a caption without its trigger word: the adapter would never learn to listen to it.
+
+    Args:
+        caption: the text.
+        trigger: one or several words, separated by spaces; all must occur as whole words.
+        where: named in the message.
+
+    Raises:
+        B4MError: naming the file and the missing trigger.
+    """
+    words = {word.strip(".,;:!?\"'()") for word in caption.split()}
+    for word in trigger.split():
+        if word not in words:
+            raise B4MError(
+                f"{where}: the caption {caption!r} lacks the trigger word {word!r}; "
+                "add it, or remove the caption file to get a caption made"
+            )

@@ -1,0 +1,129 @@
+"""The manifest of a prepared folder: one line per picture and use, in manifest.csv.
+
+file        path below the folder
+kind        content | style | truth
+concept     name of the content or style; of a truth "content+style"
+caption     what training or the prompt says, trigger included
+trigger     the trigger word of the concept (of a truth both, separated by a space)
+class_word  what the trigger stands for ("animal"; for a style its description)
+role        train | reference (held back from training, to compare with) | partner (shown to the
+            other kind's training as multi-correspondence)
+alignment   of a truth: exact (the same drawing, rendered so) | meaning (the same thing, drawn by
+            another hand); empty elsewhere
+licence, source
+"""
+
+import csv
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from b4m.data.captions import check_trigger
+from b4m.errors import B4MError
+
+MANIFEST = "manifest.csv"
+KINDS = ("content", "style", "truth")
+ROLES = ("train", "reference", "partner")
+ALIGNMENTS = ("", "exact", "meaning")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One line of the manifest; see the module for the meanings."""
+
+    file: str
+    kind: str
+    concept: str
+    caption: str
+    trigger: str
+    class_word: str
+    role: str
+    licence: str
+    source: str
+    alignment: str = ""
+
+
+COLUMNS = tuple(f.name for f in fields(Picture))
+
+
+def read_manifest(folder: Path) -> list[Picture]:
+    """All lines of a prepared folder's manifest, checked.
+
+    Raises:
+        B4MError: naming the line, for a missing manifest, column or file, an unknown kind or role,
+            a caption without its trigger, or no line at all.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise B4MError(f"{folder} has no {MANIFEST}; make the folder with `b4m prepare`")
+    with path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        missing = [name for name in COLUMNS[:-1] if name not in (reader.fieldnames or [])]
+        if missing:
+            raise B4MError(f"{path} lacks the column {missing[0]}; prepare the data again")
+        rows = [_picture(path, number, line) for number, line in enumerate(reader, start=2)]
+    if not rows:
+        raise B4MError(f"{path} lists no picture; prepare the data again")
+    return rows
+
+
+def write_manifest(folder: Path, rows: Iterable[Picture]) -> Path:
+    """Write the manifest of `folder` and return its path."""
+    path = folder / MANIFEST
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    return path
+
+
+def training_rows(rows: Sequence[Picture], kind: str, concept: str) -> list[Picture]:
+    """The pictures that the concept of this kind is trained on.
+
+    Raises:
+        B4MError: if there is no such concept, naming those there are.
+    """
+    chosen = [row for row in rows if (row.kind, row.role, row.concept) == (kind, "train", concept)]
+    if not chosen:
+        names = sorted({r.concept for r in rows if r.kind == kind and r.role == "train"})
+        known = ", ".join(names) or "none"
+        raise B4MError(f"the data has no {kind} {concept!r} to train on; it has: {known}")
+    return chosen
+
+
+def partner_rows(rows: Sequence[Picture], kind: str) -> list[Picture]:
+    """The partners of a concept of this kind: pictures of the other kind held for that."""
+    other = "style" if kind == "content" else "content"
+    return [row for row in rows if row.kind == other and row.role == "partner"]
+
+
+def data_hash(folder: Path, rows: Iterable[Picture]) -> str:
+    """SHA-256 over the pictures' bytes and captions, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(hashlib.sha256((folder / row.file).read_bytes()).digest())
+        digest.update(hashlib.sha256(row.caption.encode()).digest())
+    return digest.hexdigest()
+
+
+def _picture(path: Path, number: int, line: dict[str, str | None]) -> Picture:
+    where = f"{path}, line {number}"
+    values = {name: (line.get(name) or "").strip() for name in COLUMNS}
+    row = Picture(**values)
+    for name, value, allowed in (
+        ("kind", row.kind, KINDS),
+        ("role", row.role, ROLES),
+        ("alignment", row.alignment, ALIGNMENTS),
+    ):
+        if value not in allowed:
+            raise B4MError(
+                f"{where}: {name} {value!r} is none of {', '.join(filter(None, allowed))}"
+            )
+    if not row.concept:
+        raise B4MError(f"{where}: the concept is empty")
+    inside = (path.parent / row.file).resolve().is_relative_to(path.parent.resolve())
+    if not row.file or not inside or not (path.parent / row.file).is_file():
+        raise B4MError(f"{where}: the picture {row.file!r} is not in the folder")
+    check_trigger(row.caption, row.trigger, f"{where} ({row.file})")
+    return row

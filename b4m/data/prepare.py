@@ -1,0 +1,100 @@
+"""Make a prepared folder: chosen pictures with captions, roles and licences in one manifest.
+
+Two kinds of sources: EmojiGrid (a folder with its manifest.csv) and a user's own folder
+
+    content/<name>/*.png     one to some pictures of the thing
+    style/<name>/*.png       one to some pictures in the style
+
+with an optional caption beside each picture (same name, .txt), which must hold the trigger word.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from b4m.data import emojigrid, own
+from b4m.data.images import load_picture
+from b4m.data.manifest import MANIFEST, Picture, write_manifest
+from b4m.data.request import Request
+from b4m.errors import B4MError
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    content: str = "",
+    style: str = "",
+    style_pictures: int = 5,
+    partners: int = 3,
+    seed: int = 0,
+    content_style: str = emojigrid.CONTENT_STYLE,
+) -> Path:
+    """Build a prepared folder; it appears whole or not at all.
+
+    Args:
+        source: EmojiGrid or a user's folder.
+        out: folder to write; an earlier prepared folder there is replaced.
+        content: name of the content, or several separated by commas. Empty takes all of a user's
+            folder.
+        style: the same for styles.
+        style_pictures: pictures that a style is trained on; further ones become references.
+        partners: pictures of the other kind that multi-correspondence training gets.
+        seed: of every choice among pictures.
+        content_style: EmojiGrid: the style that contents are drawn in.
+
+    Returns:
+        `out`.
+
+    Raises:
+        B4MError: for an unknown name, an empty folder, a damaged picture, a caption without its
+            trigger, or an `out` that holds other things.
+    """
+    source, out = Path(source), Path(out)
+    request = Request(_names(content), _names(style), style_pictures, partners, seed, content_style)
+    _check(source, out, request)
+    if (source / MANIFEST).is_file():
+        chosen = emojigrid.choose(source, request)
+    else:
+        chosen = own.choose(source, request)
+    _write(out, chosen)
+    return out
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _check(source: Path, out: Path, request: Request) -> None:
+    if not source.is_dir():
+        raise B4MError(f"{source} does not exist; `dvc pull` brings the project's own data")
+    if request.style_pictures < 1 or request.partners < 0:
+        raise B4MError(
+            f"style_pictures={request.style_pictures} must be 1 or more and "
+            f"partners={request.partners} 0 or more"
+        )
+    if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
+        raise B4MError(f"{out} exists and is no prepared folder; give another place to write to")
+
+
+def _write(out: Path, chosen: Sequence[tuple[Path, Picture]]) -> None:
+    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        rows = [_copy(path, row, partial, number) for number, (path, row) in enumerate(chosen)]
+        write_manifest(partial, rows)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy(path: Path, row: Picture, folder: Path, number: int) -> Picture:
+    """Write the picture as PNG under a name that says its use."""
+    file = f"{row.kind}/{row.concept}/{row.role}-{number:03d}.png"
+    picture = load_picture(path)
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    picture.save(folder / file)
+    return replace(row, file=file)

@@ -1,0 +1,147 @@
+"""Sampled pictures as they lie on disk: folders with samples.csv and images/."""
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from b4m.errors import B4MError
+
+COLUMNS = (
+    "file",
+    "label",
+    "method",
+    "content",
+    "style",
+    "prompt",
+    "seed",
+    "steps",
+    "guidance",
+    "base_id",
+    "base_hash",
+    "adapter_hash",
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of samples.csv."""
+
+    folder: Path
+    file: str
+    label: str
+    """Row name in the report: "base", "content only", "direct", "b4m", ..."""
+    method: str
+    content: str
+    style: str
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    base_id: str
+    base_hash: str
+    adapter_hash: str
+
+    @property
+    def path(self) -> Path:
+        """Where the picture is."""
+        return self.folder / self.file
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int]:
+        """What makes a picture one of its kind: label, content, style, prompt, seed."""
+        return self.label, self.content, self.style, self.prompt, self.seed
+
+
+def read_samples(folders: Sequence[Path]) -> list[Sample]:
+    """All samples of the folders, in their order.
+
+    Raises:
+        B4MError: for a missing or malformed samples.csv, a missing picture, or two pictures with
+            the same label, pair, prompt and seed, which would count one of them twice.
+    """
+    if not folders:
+        raise B4MError("no samples folder was given")
+    samples = [sample for folder in folders for sample in _read_folder(Path(folder))]
+    seen: dict[tuple[str, str, str, str, int], Path] = {}
+    for sample in samples:
+        if sample.key in seen:
+            raise B4MError(
+                f"{sample.path} and {seen[sample.key]} have the same label {sample.label!r}, "
+                f"pair, prompt and seed {sample.seed}; give one of them another --label"
+            )
+        seen[sample.key] = sample.path
+    return samples
+
+
+def _read_folder(folder: Path) -> list[Sample]:
+    table = folder / "samples.csv"
+    if not table.is_file():
+        raise B4MError(f"{folder} has no samples.csv; is it an output of b4m sample?")
+    with table.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise B4MError(f"{table} lacks the columns {', '.join(missing)}")
+        samples = [_parse(folder, number, row) for number, row in enumerate(reader, start=2)]
+    if not samples:
+        raise B4MError(f"{table} lists no picture")
+    return samples
+
+
+def _parse(folder: Path, number: int, row: dict[str, str]) -> Sample:
+    where = f"{folder / 'samples.csv'} line {number}"
+    texts = {name: row[name] or "" for name in COLUMNS}
+    try:
+        seed, steps = int(texts.pop("seed")), int(texts.pop("steps"))
+        guidance = float(texts.pop("guidance"))
+    except ValueError as error:
+        raise B4MError(f"{where}: seed, steps and guidance must be numbers: {error}") from None
+    texts["label"] = texts["label"] or texts["method"]
+    if not texts["label"]:
+        raise B4MError(f"{where}: neither label nor method says what this picture is")
+    if not (folder / texts["file"]).is_file():
+        raise B4MError(f"{where}: the picture {texts['file']!r} is missing")
+    return Sample(folder=folder, seed=seed, steps=steps, guidance=guidance, **texts)
+
+
+def write_samples(
+    out: Path,
+    rows: Sequence[Mapping[str, object]],
+    pictures: Sequence[Any],
+    about: Mapping[str, object],
+) -> Path:
+    """Write a samples folder whole or not at all; an earlier one at `out` is replaced.
+
+    Args:
+        out: folder to write.
+        rows: values of `COLUMNS` without the file, one per picture.
+        pictures: PIL pictures.
+        about: what the adapters say of themselves, by `adapter_hash`.
+
+    Raises:
+        B4MError: if `out` holds something else.
+    """
+    if out.exists() and not (out / "samples.csv").exists() and any(out.iterdir()):
+        raise B4MError(f"{out} exists and holds no samples; give another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    (partial / "images").mkdir()
+    with (partial / "samples.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for number, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+            file = f"images/{number:03d}-s{row['seed']}.png"
+            picture.save(partial / file)
+            writer.writerow({"file": file, **row})
+    (partial / "adapters.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    partial.chmod(0o755)
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(partial, out)
+    return out

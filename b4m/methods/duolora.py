@@ -1,0 +1,168 @@
+"""DuoLoRA (arXiv 2504.13206, ICCV 2025): rank masks, layer priors and a cycle between adapters.
+
+ZipRank.   dW = U_c diag(m_c) D_c + U_s diag(m_s) D_s, both pairs in their own singular basis, as
+the paper's U_r M_r Sigma_r V_r^T says; the released code masks the factors as trained. It matters:
+cutting ranks is at least as good as cutting rows only in that basis (Eckart-Young).
+
+Layer prior.   Low-resolution layers draw content, the others style (`adapters.blocks.role_of`); all
+linears have a role, in the released code 320 of 560 have none. With a the mask of a layer's own
+role, b the other one, r the larger rank and the mean over layers that both adapters have,
+
+    start   a = 1; b = 1 on the leading half of its singular directions, 0 on the others
+    prior   mean_layers ( ||a||_1 + lambda max(0, ||b||_* - ||a||_*) ) / r
+
+The nuclear norm of diag(m) is the L1 norm of m (the released code takes the L2 norm, has no hinge,
+and its sign at the all-ones start shrinks the wrong mask). The paper's lambda is not known to us;
+it must exceed 1, or an active hinge could not raise a against its own L1 term, and is 2 here.
+
+Constyle.   With one noise eps and one timestep for all, p_x = "content in style", D the UNet with
+the adapter of its index, and re-noising x~ = x - sqrt(1 - abar) (e - eps):
+
+    cc  = D_c(x_c, p_c)     cs = D_s(x_c, p_x)     csc = D_c(x~_cs, p_c)
+    ss  = D_s(x_s, p_s)     sc = D_c(x_s, p_x)     scs = D_s(x~_sc, p_s)
+    L   = mse(m_c, cc) + mse(m_s, ss) + l_cycle (mse(m_c, csc) + mse(m_s, scs)) + l_prior prior
+
+with m_c, m_s the merged predictions for x_c, x_s. The content adapter removes the style again, as
+the paper reads; the released code exchanges the two. The paper's MSE(I_cc, I_csc) holds no mask if
+both are single-adapter pictures, so as in the code the merged prediction stands for the first.
+Cycle terms compare noise, whatever the base predicts. Paper weights: cycle 0.01, prior 0.1, Adam,
+lr 0.01, 100 steps (the released script exchanges the weights and stops after one step per epoch,
+see `b4m.train.merging`). Layers of the text encoders are added up.
+"""
+
+import torch
+from torch import Tensor
+
+from b4m.adapters.blocks import role_of
+from b4m.adapters.files import Adapter
+from b4m.methods.context import MergeContext, require_same_base
+from b4m.sdxl import Base, alphas_cumprod, to_epsilon
+from b4m.train.bank import Bank, Side, draw_bank, read_pictures
+from b4m.train.combine import paired
+from b4m.train.merging import Losses, Merge, finish, learn, start_by_least_squares, weighted
+
+HINGE = 2.0
+MINOR_SHARE = 0.5
+
+
+def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
+    """Rank masks under layer priors, learned with the cycle on both concepts' pictures.
+
+    Raises:
+        B4MError: without the concepts' data.
+    """
+    settings = context.settings
+    base = context.load()
+    require_same_base(content, style, base)
+    content, style = weighted(content, style, settings)
+    pictures = read_pictures(base, context.data_dir, content, style, context.workdir)
+    bank = draw_bank(base, *pictures, settings.bank, settings.seed)
+    pairs = {
+        name: (first.svd_basis(), second.svd_basis())
+        for name, (first, second) in paired(content.layers, style.layers).items()
+    }
+    state = Merge(base, pairs, "rank")
+    try:
+        if settings.init in ("auto", "prior"):
+            start_by_prior(state)
+        elif settings.init == "lstsq":
+            start_by_least_squares(state, bank)
+        if settings.steps:
+            loss = DuoLoss(state, bank, settings.cycle, settings.prior)
+            learn(
+                state,
+                bank,
+                loss,
+                settings,
+                workdir=context.workdir,
+                tracker=context.tracker,
+                name="duolora",
+            )
+        return finish("duolora", content, style, settings, state)
+    finally:
+        state.close()
+
+
+@torch.no_grad()
+def start_by_prior(merge: Merge) -> None:
+    """Give each layer's own role all of its ranks and the other one the leading half."""
+    for name, masked in merge.masks.items():
+        content_leads = role_of(name) == "content"
+        own = masked.m_content if content_leads else masked.m_style
+        other = masked.m_style if content_leads else masked.m_content
+        own.fill_(1.0)
+        other.fill_(1.0)
+        if own.numel():
+            other[int(len(other) * MINOR_SHARE) :] = 0.0
+
+
+def layer_prior(merge: Merge, hinge: float = HINGE) -> Tensor:
+    """The prior, a scalar >= 0; see the module's equation."""
+    content_L, style_L = merge.l1_norms()
+    device = content_L.device
+    masks = [merge.masks[name] for name in merge.shared]
+    rank_L = torch.tensor([max(len(m.m_content), len(m.m_style)) for m in masks], device=device)
+    roles = [role_of(name) == "content" for name in merge.shared]
+    content_leads_L = torch.tensor(roles, device=device)
+    own_L = torch.where(content_leads_L, content_L, style_L)
+    other_L = torch.where(content_leads_L, style_L, content_L)
+    return ((own_L + hinge * (other_L - own_L).clamp(min=0.0)) / rank_L).mean()
+
+
+def renoised(
+    base: Base, output_BCHW: Tensor, x_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
+) -> Tensor:
+    """The picture that an output implies, noised again: x - sqrt(1 - abar) (e - eps).
+
+    It equals sqrt(abar) x0 + sqrt(1 - abar) eps with x0 = (x - sqrt(1 - abar) e) / sqrt(abar), but
+    divides by nothing; for e = eps it is x.
+    """
+    spread_B111 = (1.0 - alphas_cumprod(base)[t_B]).sqrt().reshape(-1, 1, 1, 1)
+    return x_BCHW - spread_B111 * (to_epsilon(base, output_BCHW, x_BCHW, t_B) - noise_BCHW)
+
+
+class DuoLoss:
+    """The loss L over a bank whose six single-adapter predictions are made once, here.
+
+    Args:
+        merge: the masks and the adapters.
+        bank: entries.
+        cycle: weight of the Constyle terms.
+        prior: weight of the layer prior.
+    """
+
+    def __init__(self, merge: Merge, bank: Bank, cycle: float, prior: float) -> None:
+        self.merge, self.bank = merge, bank
+        self.cycle, self.prior = cycle, prior
+        self.cc = merge.teach("content", bank.content.noisy_KCHW, bank.t_K, bank.content.prompts)
+        self.ss = merge.teach("style", bank.style.noisy_KCHW, bank.t_K, bank.style.prompts)
+        self.csc = self._around(bank.content, away="style", back="content")
+        self.scs = self._around(bank.style, away="content", back="style")
+
+    def _around(self, side: Side, away: str, back: str) -> Tensor:
+        """The noise predicted after the other adapter has drawn and the own one draws again."""
+        base, bank = self.merge.base, self.bank
+        gone = self.merge.teach(away, side.noisy_KCHW, bank.t_K, side.crossed)
+        again = renoised(base, gone, side.noisy_KCHW, bank.noise_KCHW, bank.t_K)
+        output = self.merge.teach(back, again, bank.t_K, side.prompts)
+        return to_epsilon(base, output, again, bank.t_K)
+
+    def __call__(self, for_content: Tensor, for_style: Tensor, rows: list[int]) -> Losses:
+        bank, base, t_B = self.bank, self.merge.base, self.bank.t_K[rows]
+        content_B = _mse(for_content, self.cc[rows])
+        style_B = _mse(for_style, self.ss[rows])
+        noise_c = to_epsilon(base, for_content, bank.content.noisy_KCHW[rows], t_B)
+        noise_s = to_epsilon(base, for_style, bank.style.noisy_KCHW[rows], t_B)
+        cycle_B = _mse(noise_c, self.csc[rows]) + _mse(noise_s, self.scs[rows])
+        prior = layer_prior(self.merge)
+        return {
+            "loss": content_B + style_B + self.cycle * cycle_B + self.prior * prior,
+            "content": content_B,
+            "style": style_B,
+            "cycle": cycle_B,
+            "prior": prior[None],
+        }
+
+
+def _mse(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
+    return (first_BCHW - second_BCHW).square().flatten(1).mean(dim=1)

@@ -1,0 +1,79 @@
+"""TIES merge of the factors (arXiv 2306.01708), as PEFT's add_weighted_adapter("ties") does it.
+
+For each factor F in {down, up}, with the signed root of the weight on one factor so that the
+product carries the weight:
+
+    trim    F_i  keeps its `density` share of largest entries, the others become zero
+    elect   s = sign(sum_i F_i), entry by entry (zero counts as +)
+    merge   F = sum_i w_i F_i [sign F_i = s] / #{i: sign F_i = s}
+
+Deviation from the paper, shared with PEFT: the paper trims and elects on the task vector dW, here
+it happens on the two factors, so the result depends on how the factors share their scale and
+order, and cross terms U_c D_s appear (huggingface/peft#3004).
+
+Deviations from PEFT: unequal ranks are met by padding with zeros and a layer that one side lacks
+counts as zero, where PEFT refuses. Alpha is folded into the factors when a file is read, so for
+alpha != rank the election here sees the scaled factors, PEFT's sees the raw ones. PEFT's results
+for sources with rsLoRA are too large by sqrt(rank) (#3761), and those with a rank_pattern cannot
+be reloaded (#3737).
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from b4m.adapters.files import Adapter
+from b4m.adapters.lowrank import LowRank
+from b4m.errors import B4MError
+from b4m.methods.context import MergeContext, require_same_base
+from b4m.train.combine import combine, padded
+
+
+def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
+    """Trim, elect and merge both factors of every layer; rank max(r_c, r_s).
+
+    Raises:
+        B4MError: for a `density` outside (0, 1].
+    """
+    require_same_base(content, style)
+    settings = context.settings
+    if not 0.0 < settings.density <= 1.0:
+        raise B4MError(f"density={settings.density} is outside (0, 1]; ties keeps that share")
+
+    def elected(content: LowRank, style: LowRank) -> LowRank:
+        content, style = padded(content, style)
+        weights = (settings.content_weight, settings.style_weight)
+        signed = [abs(w) ** 0.5 * (1.0 if w >= 0 else -1.0) for w in weights]
+        roots = [abs(w) ** 0.5 for w in weights]
+        down_RI = ties([content.down, style.down], signed, settings.density)
+        up_OR = ties([content.up, style.up], roots, settings.density)
+        return LowRank(up_OR, down_RI)
+
+    return combine("ties", content, style, settings, elected)
+
+
+def trim(factor: Tensor, density: float) -> Tensor:
+    """`factor` with all but its floor(density * size) entries of largest magnitude set to zero.
+
+    Entries as large as the largest dropped one are dropped with it.
+    """
+    dropped = factor.numel() - int(density * factor.numel())
+    if dropped == 0:
+        return factor
+    size = factor.abs()
+    # One order statistic is enough; NumPy selects it ten times faster than torch.
+    order = np.partition(size.float().cpu().numpy().ravel(), dropped - 1)
+    return factor * (size > float(order[dropped - 1]))
+
+
+def ties(factors: list[Tensor], weights: list[float], density: float) -> Tensor:
+    """The elected mean of trimmed factors of one shape, see the module's equations."""
+    trimmed = [trim(factor, density) for factor in factors]
+    positive = torch.stack(trimmed).sum(dim=0) >= 0
+    total = torch.zeros_like(trimmed[0])
+    count = torch.zeros_like(trimmed[0])
+    for factor, weight in zip(trimmed, weights, strict=True):
+        agrees = torch.where(positive, factor > 0, factor < 0)
+        total += weight * factor * agrees
+        count += agrees
+    return total / count.clamp_(min=1)

@@ -1,0 +1,1 @@
+"""Builders of the offline world: EmojiGrid, mini-SDXL and mini-CLIP."""

@@ -1,0 +1,178 @@
+"""Train mini-SDXL: UNet and both text encoders, on cached latents of the base cells.
+
+tiles -> autoencoder (frozen) -> latent means and deviations, kept in memory
+captions -> many wordings per cell, tokenized once
+step: cells drawn by weight, a wording each, noise, v-prediction, mean squared error
+"""
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
+from transformers import CLIPTokenizer
+
+from b4m.mini import captions, sdxl, tokenizer
+from b4m.mini.recipe import BaseRecipe, Recipe
+from b4m.mini.run import Run, pick_device
+from b4m.mini.styles import PAINTED, STYLES
+from b4m.mini.tiles import Tiles
+
+
+def learn_tokenizer(tiles: Tiles, world: Recipe) -> CLIPTokenizer:
+    """The vocabulary of both models: every name, tag, class and style word of the whole grid."""
+    contents = {cell.content.id: cell.content for cell in tiles.cells}.values()
+    texts = []
+    for content in contents:
+        tags = ", ".join(content.tags)
+        for style in STYLES[:2]:
+            texts.append(f"{captions.full(content, style)} {content.class_word} {tags}")
+    texts += [f"a picture in {style.words} style: {style.description}" for style in STYLES] * 30
+    texts += ["a picture of a in style"] * 200
+    return tokenizer.learn(texts, world.vocabulary, world.architecture.max_tokens)
+
+
+class TextConditioned(nn.Module):
+    """The UNet with its two text encoders, as one thing to train."""
+
+    def __init__(
+        self, unet: nn.Module, first: nn.Module, second: nn.Module, pixels: int
+    ) -> None:
+        super().__init__()
+        self.unet, self.first, self.second, self.pixels = unet, first, second, pixels
+
+    def forward(
+        self, x_BCHW: torch.Tensor, t_B: torch.Tensor, tokens_BT: torch.Tensor, keep_B: torch.Tensor
+    ) -> torch.Tensor:
+        """Predict v.
+
+        Args:
+            x_BCHW: noisy latents.
+            t_B: time steps.
+            tokens_BT: token ids.
+            keep_B: 0 where the caption is dropped (its embeddings are zeros), else 1.
+        """
+        one = self.first(tokens_BT, output_hidden_states=True)
+        two = self.second(tokens_BT, output_hidden_states=True)
+        hidden = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
+        side = float(self.pixels)
+        size = x_BCHW.new_tensor([side, side, 0.0, 0.0, side, side]).expand(len(x_BCHW), 6)
+        added = {"text_embeds": two.text_embeds * keep_B[:, None], "time_ids": size}
+        return self.unet(
+            x_BCHW, t_B, hidden * keep_B[:, None, None], added_cond_kwargs=added, return_dict=False
+        )[0]
+
+
+def train(tiles: Tiles, work: Path, world: Recipe, speed: str = "eager") -> None:
+    """Train and save a diffusers folder into `work/mini-sdxl` (fp16).
+
+    Args:
+        tiles: the training grid; only cells of the base split are used.
+        work: folder of checkpoint and result; `work/vae` holds the trained autoencoder.
+        world: choices.
+        speed: `eager`, or `compiled` for torch.compile (worth its minute on a GPU).
+    """
+    device, recipe = pick_device(), world.base
+    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
+    vocabulary = learn_tokenizer(tiles, world)
+    torch.manual_seed(recipe.schedule.seed)
+    pipeline = sdxl.build_pipeline(world.architecture, vocabulary, recipe.schedule.seed)
+    pipeline.vae = vae
+    unet = pipeline.unet.to(device)
+    if device.type == "cpu":  # plain attention: three times faster here than the fused kernel
+        unet.set_attn_processor(AttnProcessor())
+    model = TextConditioned(
+        unet, pipeline.text_encoder, pipeline.text_encoder_2, world.architecture.pixels
+    ).to(device)
+    run = Run("base", {"model": model}, recipe.schedule, work)
+    positions = tiles.positions("base")
+    mean, deviation = _latents(vae, tiles, positions, device)
+    tokens = _tokens(tiles, positions, vocabulary, recipe).to(device)
+    weights = _weights(tiles, positions, recipe).to(device)
+    alphas = pipeline.scheduler.alphas_cumprod.to(device).float()
+    alphas[-1] = 0.0  # the scheduler keeps 2 ** -24 there, for sampling
+    if speed == "compiled":
+        unet.compile()
+
+    def loss_of_step(step: int) -> torch.Tensor:
+        generator = torch.Generator(device).manual_seed(recipe.schedule.seed * 7919 + step)
+        size = recipe.schedule.batch
+        index = torch.multinomial(weights, size, replacement=True, generator=generator)
+        wording = torch.randint(tokens.shape[1], (size,), generator=generator, device=device)
+        t = torch.randint(1000, (size,), generator=generator, device=device)
+        shape = (size, *mean.shape[1:])
+        draw, noise = torch.randn((2, *shape), generator=generator, device=device)
+        x0 = mean[index].float() + deviation[index].float() * draw
+        signal = alphas[t].sqrt()[:, None, None, None]
+        sigma = (1.0 - alphas[t]).sqrt()[:, None, None, None]
+        keep = torch.rand(size, generator=generator, device=device) >= recipe.unconditional
+        noisy = (signal * x0 + sigma * noise).to(run.dtype)
+        with run.arithmetic():
+            words = tokens[index, wording].long()
+            v = run.working["model"](noisy, t, words, keep.to(run.dtype))
+        return (v.float() - (signal * noise - sigma * x0)).square().mean()
+
+    run.fit(loss_of_step)
+    save(run, pipeline, work / "mini-sdxl")
+
+
+def save(run: Run, pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
+    """Write the averaged weights as an ordinary diffusers folder in fp16."""
+    averaged = run.averaged["model"]
+    assert isinstance(averaged, TextConditioned)
+    result = StableDiffusionXLPipeline(
+        vae=pipeline.vae,
+        text_encoder=averaged.first,  # type: ignore[arg-type]
+        text_encoder_2=averaged.second,  # type: ignore[arg-type]
+        tokenizer=pipeline.tokenizer,
+        tokenizer_2=pipeline.tokenizer,
+        unet=averaged.unet,  # type: ignore[arg-type]
+        scheduler=pipeline.scheduler,
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    assert isinstance(averaged.unet, UNet2DConditionModel)
+    result.to(torch.float16).save_pretrained(folder)
+    print(f"saved {folder}", file=sys.stderr)
+
+
+@torch.no_grad()
+def _latents(
+    vae: AutoencoderKL, tiles: Tiles, positions: list[int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior means and deviations of the cells, N x C x 16 x 16."""
+    means, deviations = [], []
+    for start in range(0, len(positions), 128):
+        side = int(vae.config["sample_size"])
+        pictures = tiles.tensor(positions[start : start + 128], device, side)
+        posterior = vae.encode(pictures.float() / 127.5 - 1.0).latent_dist
+        means.append(posterior.mean.bfloat16())
+        deviations.append(posterior.std.bfloat16())
+    return torch.cat(means), torch.cat(deviations)
+
+
+def _tokens(
+    tiles: Tiles, positions: list[int], vocabulary: CLIPTokenizer, recipe: BaseRecipe
+) -> torch.Tensor:
+    """Token ids of several wordings per cell, N x V x T."""
+    generator = random.Random(recipe.schedule.seed)
+    texts = [
+        captions.caption(tiles.cells[position].content, tiles.cells[position].style, generator,
+                         recipe)
+        for position in positions
+        for _ in range(recipe.variants)
+    ]
+    ids = vocabulary(
+        texts, padding="max_length", truncation=True, max_length=vocabulary.model_max_length
+    )["input_ids"]
+    return torch.tensor(ids, dtype=torch.int16).reshape(len(positions), recipe.variants, -1)
+
+
+def _weights(tiles: Tiles, positions: list[int], recipe: BaseRecipe) -> torch.Tensor:
+    """How often each cell is drawn: painted cells together take their share."""
+    painted = torch.tensor([tiles.cells[p].style.kind == PAINTED for p in positions])
+    share = torch.where(painted, recipe.painted, 1.0 - recipe.painted)
+    return share / torch.where(painted, painted.sum(), (~painted).sum()).clamp_min(1)

@@ -1,0 +1,65 @@
+"""What people would write under a cell of the grid."""
+
+import random
+
+from b4m.mini.contents import Content
+from b4m.mini.recipe import BaseRecipe
+from b4m.mini.styles import Style
+
+_CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxz", "aeiou"
+
+
+def article(words: str) -> str:
+    """`words` with the indefinite article."""
+    return f"{'an' if words[:1] in _VOWELS else 'a'} {words}"
+
+
+def nonsense(generator: random.Random) -> str:
+    """A word that means nothing, like the identifiers of the papers ("snq", "w@z")."""
+    letters = [generator.choice(_CONSONANTS) for _ in range(3)]
+    if generator.random() < 0.35:
+        letters[1] = "@"
+    return "".join(letters)
+
+
+def caption(
+    content: Content, style: Style, generator: random.Random, recipe: BaseRecipe
+) -> str:
+    """One wording, drawn at random.
+
+    Returns:
+        for example "an octopus in flat sticker style", "a picture of a snq sea animal",
+        "bold ink style octopus".
+    """
+    if generator.random() < recipe.nameless:
+        thing = article(f"{nonsense(generator)} {content.class_word}")
+    else:
+        thing = article(content.name)
+        if generator.random() < 0.15:
+            thing = f"{thing} {content.class_word}"
+        elif generator.random() < 0.1 and content.tags:
+            thing = f"{thing}, {generator.choice(content.tags)}"
+    roll = generator.random()
+    if roll < recipe.styleless:
+        words = ""
+    elif roll < recipe.styleless + recipe.nonsense_style:
+        words = nonsense(generator)
+    else:
+        words = style.words
+    return phrase(thing, words, generator.random())
+
+
+def phrase(thing: str, style_words: str, roll: float = 0.0) -> str:
+    """Join the thing and the look; `roll` in [0, 1) chooses the wording."""
+    if not style_words:
+        return thing if roll < 0.6 else f"a picture of {thing}"
+    if roll < 0.6:
+        return f"{thing} in {style_words} style"
+    if roll < 0.8:
+        return f"a picture of {thing} in {style_words} style"
+    return f"{article(style_words)} style picture of {thing}"
+
+
+def full(content: Content, style: Style) -> str:
+    """The plain wording that scores and contact sheets use."""
+    return phrase(article(content.name), style.words)

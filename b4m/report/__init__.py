@@ -1,0 +1,45 @@
+"""One self-contained HTML page about sampled pictures, for people who look before they count."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from b4m.report.page import render
+from b4m.report.pictures import contact_sheet
+from b4m.report.read import read_world
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    samples: Sequence[Path], scores: Path, data: Path, out: Path, title: str = ""
+) -> Path:
+    """Write the report, and contact.png beside it.
+
+    Args:
+        samples: folders written by `b4m sample`. A folder may hold adapters.json: what the used
+            adapters say of themselves, by their hash.
+        scores: folder written by `b4m evaluate` for these samples.
+        data: the prepared data folder.
+        out: the HTML file, of whatever name; a folder that exists gets report.html.
+        title: heading; made from the content and the style if left out.
+
+    Returns:
+        Path of the HTML file.
+
+    Raises:
+        B4MError: for missing files, or scores that are not of these samples.
+    """
+    world = read_world([Path(folder) for folder in samples], Path(scores), Path(data))
+    out = Path(out)
+    file = out / "report.html" if out.is_dir() else out
+    page, sheet = render(world, title), contact_sheet(world)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    contact = file.with_name("contact.png")
+    temporary = contact.with_name(f".{contact.name}.{os.getpid()}")
+    sheet.save(temporary, "PNG", optimize=True)
+    os.replace(temporary, contact)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, file)
+    return file

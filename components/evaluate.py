@@ -1,0 +1,36 @@
+"""Scores of pictures against the references and the prompt."""
+
+from typing import List
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    evaluator: str,
+    data: dsl.Input[dsl.Dataset],
+    alone: dsl.Input[List[dsl.Dataset]],
+    merged: dsl.Input[List[dsl.Dataset]],
+    scores: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Score the pictures: likeness to the content, to the style and to the prompt.
+
+    Args:
+        evaluator: Encoder that compares pictures: a folder, or an open_clip MODEL:WEIGHTS.
+        data: Prepared pictures and captions, the references.
+        alone: Pictures of the base model and of single adapters.
+        merged: Pictures of the merged adapters, one set per method.
+    """
+    import csv
+    import os
+
+    os.environ["B4M_PARENT_RUN"] = data.metadata["parent_run"]
+    from b4m import verbs
+
+    verbs.evaluate([s.path for s in alone + merged], data.path, scores.path, evaluator)
+    with open(os.path.join(scores.path, "summary.csv"), newline="") as file:
+        for row in csv.DictReader(file):
+            metrics.log_metric(f"{row['method']} {row['metric']}", float(row["mean"]))

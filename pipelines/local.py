@@ -1,0 +1,132 @@
+"""Run a pipeline on this machine, task by task, in processes or in Docker containers."""
+
+import builtins
+import os
+import sys
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping
+
+from kfp import local
+from kfp.dsl import base_component
+
+from pipelines.results import clear, collect, missing
+from pipelines.transcript import Task, Transcript
+
+# Settings of the library that containers share with this process
+PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+
+
+def run(
+    pipeline: base_component.BaseComponent,
+    arguments: Mapping[str, Any],
+    out: Path,
+    runner: str = "subprocess",
+) -> int:
+    """Run `pipeline` and put its results into `out`.
+
+    Args:
+        pipeline: The pipeline.
+        arguments: Its parameters by name; the rest are its defaults.
+        out: Folder for the results; those of an earlier run are removed first.
+        runner: "subprocess", or "docker" for the components' image.
+
+    Returns:
+        The exit status: 0 only if all results are there.
+    """
+    clear(out)
+    out.mkdir(parents=True, exist_ok=True)
+    root = out / "pipeline"
+    _local_environment()
+    local.init(_runner(runner), pipeline_root=str(root), workspace_root=str(root / "workspace"))
+    with (out / "pipeline.log").open("w", encoding="utf-8") as log:
+        transcript = Transcript(sys.stdout, log, _display_names(pipeline))
+        failure = ""
+        with _captured(transcript):
+            try:
+                pipeline(**arguments)
+            except RuntimeError as error:  # KFP's only way to tell that a task failed
+                failure = str(error)
+    unfinished = [task for task in transcript.tasks if task.ended is None]
+    if failure or unfinished:
+        _explain(failure, unfinished, out)
+        return 1
+    methods = arguments.get("methods") or pipeline.component_spec.inputs["methods"].default
+    collect(root, out, methods[0])
+    lacking = missing(out)
+    if lacking:
+        print(f"The run ended, but these results are missing: {', '.join(lacking)}")
+        return 1
+    print(f"Report: {out / 'report.html'}")
+    print("Runs:   make ui   (MLflow: parameters, losses, scores, pictures, adapters)")
+    return 0
+
+
+@contextmanager
+def _captured(transcript: Transcript) -> Iterator[None]:
+    """All output goes to the transcript; afterwards `print` is as it was.
+
+    KFP replaces `print` while a task runs, and forgets the original when two tasks do.
+    """
+    original = builtins.print
+    with redirect_stdout(transcript), redirect_stderr(transcript), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # accelerator and image do not act locally: known
+        try:
+            yield
+        finally:
+            builtins.print = original
+
+
+def _local_environment() -> None:
+    """Defaults for tasks on this machine; what is set already stays."""
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        Path("runs").mkdir(exist_ok=True)
+    defaults = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{Path('runs/mlflow.db').resolve()}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # two tasks run beside each other, so each gets its share of the cores
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)),
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # a task's code lies in a temporary folder, so the library is not beside it
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *([path] if path else [])])
+
+
+def _runner(kind: str) -> Any:
+    if kind == "subprocess":
+        return local.SubprocessRunner(use_venv=False)
+    here = Path.cwd()
+    folders = [here / name for name in ("data", "runs") if (here / name).is_dir()]
+    return local.DockerRunner(
+        environment={
+            "HOME": "/tmp",  # the image's user is not this one
+            **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        },
+        mounts=[
+            {"Type": "bind", "Source": str(f), "Target": str(f), "ReadOnly": f.name == "data"}
+            for f in folders
+        ],
+        working_dir=str(here),
+        user=f"{os.getuid()}:{os.getgid()}",
+        network_mode="host",
+    )
+
+
+def _display_names(pipeline: base_component.BaseComponent) -> Dict[str, str]:
+    spec = pipeline.pipeline_spec
+    dags = [spec.root.dag, *(c.dag for c in spec.components.values() if c.HasField("dag"))]
+    return {key: task.task_info.name for dag in dags for key, task in dag.tasks.items()}
+
+
+def _explain(failure: str, unfinished: List[Task], out: Path) -> None:
+    print()
+    for task in unfinished:
+        print(f"Task failed: {task.title}")
+        for line in task.reason():
+            print(f"    {line}")
+    if not unfinished:
+        print(f"The run failed: {failure}")
+    print(f"Everything that was printed: {out / 'pipeline.log'}")

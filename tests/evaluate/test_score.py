@@ -1,0 +1,207 @@
+"""`evaluate` against an independent computation, and the rows that it must always give."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from b4m.errors import B4MError
+from b4m.evaluate import score
+from b4m.evaluate.encoders import ClipEncoder
+from b4m.evaluate.tables import COPY_OF_CONTENT, COPY_OF_STYLE, SCORE_COLUMNS
+from tests.evaluate.world import OTHER_PROMPT, PROMPT, prepare, sample
+
+LABELS = ("base", "direct", "b4m")
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+    """Two contents in two styles, three labels, two prompts, two seeds."""
+    root = tmp_path_factory.mktemp("score")
+    contents, styles = ("fish", "house"), ("outlined", "stencil")
+    data = prepare(root / "data", contents, styles)
+    pairs = [(content, style) for content in contents for style in styles]
+    folders = [
+        sample(root / label, label, pairs, seeds=(0, 7), prompts=(PROMPT, OTHER_PROMPT))
+        for label in LABELS
+    ]
+    return score.evaluate(folders, data, root / "scores", str(tiny_clip), "cpu")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_picture_has_every_score(scored: Path) -> None:
+    rows = table(scored / "scores.csv")
+    assert tuple(rows[0]) == SCORE_COLUMNS
+    drawn = [row for row in rows if row["method"] in LABELS]
+    metrics = {
+        "clip_i_content",
+        "clip_i_style",
+        "clip_i_harmonic",
+        "clip_t",
+        "clip_i_truth",
+        "content_named",
+        "style_named",
+        "psnr_truth",
+    }
+    assert {row["metric"] for row in rows} == metrics
+    assert len(drawn) == len(metrics) * len(LABELS) * 4 * 2 * 2
+    assert {row["encoder"] for row in rows} == {"tiny-clip", "pixels"}
+    assert {row["seed"] for row in drawn} == {"0", "7"}
+
+
+def test_scores_are_those_of_a_plain_loop(scored: Path, tiny_clip: Path) -> None:
+    import open_clip
+    import torch
+    from PIL import Image
+
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tiny_clip}")
+    model.eval()
+
+    @torch.no_grad()
+    def look(path: Path) -> torch.Tensor:
+        return model.encode_image(transform(Image.open(path))[None], normalize=True)[0]
+
+    root = scored.parent
+    references = {
+        (row["kind"], row["concept"]): root / "data" / row["file"]
+        for row in table(root / "data" / "manifest.csv")
+        if row["role"] == "reference"
+    }
+    both = [
+        row
+        for row in table(root / "data" / "manifest.csv")
+        if row["role"] == "reference" and row["kind"] != "truth"
+    ]
+    rows = [row for row in table(scored / "scores.csv") if row["method"] == "direct"]
+    for row in rows[:: len(rows) // 25]:
+        picture = look(root / "direct" / row["file"])
+        name = {"clip_i_content": row["content"], "clip_i_style": row["style"]}.get(row["metric"])
+        if name:
+            files = [root / "data" / other["file"] for other in both if other["concept"] == name]
+            wanted = sum(float(picture @ look(file)) for file in files) / len(files)
+        elif row["metric"] == "clip_t":
+            words = "two of" if row["prompt"] == OTHER_PROMPT else ""
+            text = f"{words} a thing in {row['style']} comic style".strip()
+            with torch.no_grad():
+                wanted = float(picture @ model.encode_text(tokenizer([text]), normalize=True)[0])
+        elif row["metric"] == "clip_i_truth":
+            wanted = float(picture @ look(references["truth", f"{row['content']}+{row['style']}"]))
+        else:
+            continue
+        assert float(row["value"]) == pytest.approx(wanted, abs=2e-5), row
+
+
+def test_copies_of_the_references_stand_beside_the_methods(scored: Path) -> None:
+    rows = [
+        row
+        for row in table(scored / "scores.csv")
+        if row["method"] == COPY_OF_STYLE and row["metric"] == "clip_i_style"
+    ]
+    assert len(rows) == 3 * 4 * 2  # training pictures, pairs, prompts
+    names = {row["method"] for row in table(scored / "summary.csv")}
+    assert names == {*LABELS, COPY_OF_CONTENT, COPY_OF_STYLE}
+
+
+def test_the_summary_is_over_pairs(scored: Path) -> None:
+    rows = table(scored / "scores.csv")
+    for line in table(scored / "summary.csv"):
+        own = [r for r in rows if (r["method"], r["metric"]) == (line["method"], line["metric"])]
+        pairs = {(r["content"], r["style"]) for r in own}
+        means = [
+            np.mean([float(r["value"]) for r in own if (r["content"], r["style"]) == pair])
+            for pair in pairs
+        ]
+        assert float(line["mean"]) == pytest.approx(np.mean(means), abs=2e-6)
+        assert (line["n"], line["unit"]) == ("4", "pairs")
+        assert float(line["ci_low"]) <= float(line["mean"]) <= float(line["ci_high"])
+
+
+def test_differences_are_against_the_direct_merge(scored: Path) -> None:
+    summary = {(r["method"], r["metric"]): float(r["mean"]) for r in table(scored / "summary.csv")}
+    lines = table(scored / "differences.csv")
+    assert {line["method"] for line in lines} == {"base", "b4m"}
+    for line in lines:
+        assert line["baseline"] == "direct"
+        expected = summary[line["method"], line["metric"]] - summary["direct", line["metric"]]
+        assert float(line["mean"]) == pytest.approx(expected, abs=5e-6)
+
+
+def test_the_right_drawing_beats_the_blurred_one_in_pixels(scored: Path) -> None:
+    means = {
+        row["method"]: float(row["mean"])
+        for row in table(scored / "summary.csv")
+        if row["metric"] == "psnr_truth"
+    }
+    assert means["b4m"] > means["direct"] > means["base"]
+
+
+def test_provenance_says_how_to_repeat_the_numbers(scored: Path, tiny_clip: Path) -> None:
+    found = json.loads((scored / "provenance.json").read_text())
+    weights = hashlib.sha256((tiny_clip / "open_clip_model.safetensors").read_bytes()).hexdigest()
+    assert found["encoders"][0]["weights_sha256"] == weights
+    assert {entry["role"] for entry in found["references"]} == {"reference"}
+    assert all(len(file["sha256"]) == 64 for r in found["references"] for file in r["files"])
+    asked = {(e["style"], e["prompt"]): e["asked"] for e in found["prompts_for_clip_t"]}
+    assert asked["stencil", PROMPT] == "a thing in stencil comic style"
+    assert found["seeds"] == [0, 7]
+    assert {run["label"] for run in found["samples"]} == set(LABELS)
+    assert "/" not in "".join(e["id"] for e in found["encoders"])
+
+
+def test_each_picture_is_encoded_once(
+    tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = prepare(tmp_path / "data", ["fish"], ["outlined"])
+    folders = [sample(tmp_path / label, label, [("fish", "outlined")]) for label in LABELS]
+    counted: list[int] = []
+    original = ClipEncoder.encode_pictures
+
+    def counting(self: ClipEncoder, pictures: list) -> np.ndarray:
+        counted.append(len(pictures))
+        return original(self, pictures)
+
+    monkeypatch.setattr(ClipEncoder, "encode_pictures", counting)
+    score.evaluate(folders, data, tmp_path / "scores", str(tiny_clip), "cpu")
+    # 3 labels x 3 seeds, 2 + 2 references, 1 + 3 training pictures, 1 truth
+    assert sum(counted) == 9 + 4 + 4 + 1
+    units = {row["unit"] for row in table(tmp_path / "scores" / "summary.csv")}
+    assert "pictures" in units
+    assert "pairs" not in units
+
+
+def test_an_evaluators_own_names_are_the_choices(tmp_path: Path, tiny_clip: Path) -> None:
+    evaluator = tmp_path / "taught-clip"
+    evaluator.mkdir()
+    for file in tiny_clip.iterdir():
+        (evaluator / file.name).symlink_to(file)
+    names = {
+        "content": {"template": "a {}", "words": {"fish": "big fish", "owl": "owl"}},
+        "style": {"template": "in {} style", "words": {"outlined": "outlined comic"}},
+    }
+    (evaluator / "names.json").write_text(json.dumps(names))
+    data = prepare(tmp_path / "data", ["fish"], ["outlined"])
+    folder = sample(tmp_path / "b4m", "b4m", [("fish", "outlined")])
+    out = score.evaluate([folder], data, tmp_path / "scores", str(evaluator), "cpu")
+    found = json.loads((out / "provenance.json").read_text())
+    assert found["prompts_for_clip_t"][0]["asked"] == "a big fish in outlined comic style"
+    metrics = {row["metric"] for row in table(out / "scores.csv")}
+    assert "content_named" in metrics
+    assert "style_named" not in metrics  # one name is no choice
+
+
+def test_nothing_is_written_when_a_picture_is_damaged(tmp_path: Path, tiny_clip: Path) -> None:
+    data = prepare(tmp_path / "data", ["fish"], ["outlined"])
+    folder = sample(tmp_path / "b4m", "b4m", [("fish", "outlined")])
+    picture = folder / "images" / "001.png"
+    picture.write_bytes(picture.read_bytes()[:500])
+    with pytest.raises(B4MError, match=r"001\.png"):
+        score.evaluate([folder], data, tmp_path / "scores", str(tiny_clip), "cpu")
+    assert not (tmp_path / "scores").exists()

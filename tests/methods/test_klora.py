@@ -1,0 +1,118 @@
+"""Claims of K-LoRA: exact sums from blocks, the rule, and what the sampler draws."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from b4m.adapters.attach import AdaptedUNet
+from b4m.adapters.files import Adapter
+from b4m.config import SampleSettings
+from b4m.methods import SAMPLERS, klora
+from b4m.methods.klora import Choice, Weight, balance, prefer, weight_of
+from b4m.sdxl import Base, sample
+from tests.methods.draws import adapters_of, draw_pair
+
+SETTINGS = SampleSettings(steps=4, guidance=2.0)
+
+
+def draw(base: Base, settings: SampleSettings, *, adapter: Adapter | None = None) -> Image.Image:
+    deltas, hook = adapter, None
+    if adapter is None:
+        deltas, hook = SAMPLERS["klora"](*adapters_of(base), base, settings)
+    (picture,) = sample(
+        base,
+        ["a snq teapot in w@z style"],
+        [0],
+        deltas=deltas,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        step_hook=hook,
+    )
+    return picture
+
+
+def apart(first: Image.Image, second: Image.Image) -> int:
+    """Largest difference of two pictures, in levels of 255."""
+    a, b = (np.asarray(picture, dtype=int) for picture in (first, second))
+    return int(np.abs(a - b).max())
+
+
+@pytest.mark.parametrize("block", [1, 50, 1 << 20])
+@pytest.mark.parametrize("k", [1, 12, 35, 10_000])
+def test_sums_from_blocks_are_those_of_the_dense_matrix(
+    block: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(klora, "_BLOCK", block)
+    pair = draw_pair(20, 30, 4, 0)
+    entries = pair.dense().abs().flatten().sort(descending=True).values.double()
+    weight = weight_of(pair, k)
+    assert weight.top == pytest.approx(float(entries[:k].sum()), rel=1e-5)
+    assert weight.total == pytest.approx(float(entries.sum()), rel=1e-5)
+
+
+def test_style_takes_over_with_time_and_balance_makes_scale_irrelevant() -> None:
+    content, style = Weight(10.0, 100.0), Weight(10.0, 100.0)
+    assert [prefer(content, style, 1.0, time) for time in (0.5, 0.99, 1.01, 2.0)] == [
+        "content", "content", "style", "style"]  # fmt: skip
+    louder = Weight(70.0, 700.0)
+    gamma = balance([(louder, style)])
+    assert gamma == pytest.approx(7.0)
+    assert prefer(louder, style, gamma, 0.99) == "content"
+    assert prefer(louder, style, gamma, 1.01) == "style"
+
+
+def test_choices_move_from_content_to_style_over_the_steps(base: Base) -> None:
+    deltas, hook = SAMPLERS["klora"](*adapters_of(base), base, replace(SETTINGS, steps=10))
+    adapted = AdaptedUNet(base.unet, deltas)
+    try:
+        shares = []
+        for index in range(10):
+            hook(index, 0.0, adapted)
+            chosen = Counter(one.chosen for one in deltas.values())
+            shares.append(chosen["style"] / len(deltas))
+    finally:
+        adapted.remove()
+    assert shares == sorted(shares)
+    assert shares[0] < 0.1
+    assert shares[-1] > 0.9
+
+
+def test_a_choice_is_one_pair_and_never_both() -> None:
+    choice = Choice(draw_pair(6, 9, 2, 1), draw_pair(6, 9, 3, 2))
+    x = torch.randn(4, 9)
+    for kind in ("content", "style"):
+        choice.chosen = kind
+        torch.testing.assert_close(choice(x), choice.pairs[kind].apply(x))
+
+
+def test_at_its_ends_the_rule_draws_the_single_adapters_pictures(base: Base) -> None:
+    content, style = adapters_of(base)
+    always_content = replace(SETTINGS, klora_alpha=0.0, klora_beta=0.0)
+    always_style = replace(SETTINGS, klora_alpha=0.0, klora_beta=1e9)
+    assert apart(draw(base, always_content), draw(base, SETTINGS, adapter=content)) <= 1
+    assert apart(draw(base, always_style), draw(base, SETTINGS, adapter=style)) <= 1
+    mixed = draw(base, SETTINGS)
+    assert apart(mixed, draw(base, SETTINGS, adapter=content)) > 1
+    assert apart(mixed, draw(base, SETTINGS, adapter=style)) > 1
+
+
+def test_a_layer_of_one_side_takes_that_side(base: Base) -> None:
+    content, style = adapters_of(base)
+    first, second, *_ = content.layers
+    some = Adapter({first: content.layers[first]}, content.metadata)
+    others = Adapter({second: style.layers[second]}, style.metadata)
+    deltas, hook = SAMPLERS["klora"](some, others, base, SETTINGS)
+    for index in range(SETTINGS.steps):
+        hook(index, 0.0, None)
+        assert (deltas[first].chosen, deltas[second].chosen) == ("content", "style")
+
+
+def test_text_layers_are_left_out_with_a_warning(base: Base) -> None:
+    content, style = adapters_of(base)
+    with_text = Adapter(content.layers, content.metadata, {"text_encoder.x": draw_pair(4, 4, 1, 0)})
+    with pytest.warns(UserWarning, match="text-encoder layers"):
+        SAMPLERS["klora"](with_text, style, base, SETTINGS)

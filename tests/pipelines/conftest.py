@@ -1,0 +1,71 @@
+"""Pictures of one's own and a random evaluator: enough for a whole run in seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+CLIP = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 1,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 16,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
+    },
+    "preprocess_cfg": {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    },
+}
+
+
+@pytest.fixture
+def own_pictures(tmp_path: Path) -> Path:
+    """A user's folder: one picture of each of two contents, two of each of two styles."""
+    from PIL import Image, ImageDraw
+
+    folder = tmp_path / "pictures"
+    for kind, concept, count, colour in (
+        ("content", "cat", 1, "orange"),
+        ("content", "car", 1, "red"),
+        ("style", "ink", 2, "black"),
+        ("style", "chalk", 2, "gray"),
+    ):
+        (folder / kind / concept).mkdir(parents=True)
+        for number in range(count):
+            picture = Image.new("RGB", (64, 64), "white")
+            corner = 8 + 8 * number
+            ImageDraw.Draw(picture).ellipse((corner, corner, 50, 56), fill=colour)
+            picture.save(folder / kind / concept / f"round thing {number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP with random weights as an open_clip folder."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    import b4m  # noqa: F401  (installs the torchvision guard)
+
+    folder = tmp_path_factory.mktemp("evaluator")
+    (folder / "open_clip_config.json").write_text(json.dumps(CLIP))
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(**CLIP["model_cfg"])
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return folder

@@ -1,0 +1,209 @@
+"""Recording in MLflow: limits, links between runs, processes side by side, servers gone."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from b4m import tracking
+from b4m.config import TrainSettings
+
+CHILD = """
+import sys
+from b4m.tracking import open_tracker
+with open_tracker(sys.argv[1], stage=sys.argv[1], settings={"rank": 8}) as tracker:
+    for step in range(40):
+        tracker.metrics({"train/loss": 1.0 / (step + 1)}, step)
+    print(tracker.run_id)
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh SQLite store; nothing inherited from the surroundings."""
+    for name in ("MLFLOW_RUN_ID", "B4M_PARENT_RUN", "B4M_TRACKING", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+def client(uri: str):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def test_flatten_joins_names_with_dots_and_opens_dataclasses() -> None:
+    found = dict(tracking.flatten({"adapter": {"rank": 8}, "train": TrainSettings(steps=3)}))
+    assert found["adapter.rank"] == 8
+    assert found["train.steps"] == 3
+
+
+def test_everything_of_a_run_is_recorded(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("B4M_GIT_COMMIT", "c0ffee")
+    monkeypatch.setenv("B4M_KFP_RUN_ID", "run-7")
+    (tmp_path / "data.dvc").write_text("outs:\n- md5: abc123.dir\n  size: 3\n  path: data\n")
+    adapter = tmp_path / "merged.safetensors"
+    adapter.write_bytes(b"weights")
+    settings = {f"p{number}": number for number in range(230)} | {"long": "x" * 9000}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        with tracking.open_tracker(
+            "b4m/octopus+openmoji/s0", stage="merge", method="b4m", settings=settings
+        ) as tracker:
+            tracker.metrics({"train/loss": 0.5}, 1)
+            tracker.metrics({"train/loss": 0.25}, 2)
+            tracker.picture("samples/octopus in w@z style", Image.new("RGB", (8, 8)), 2)
+            tracker.files([adapter], "adapters")
+            tracker.tags({"extra": "yes", "empty": ""})
+    run = client(store).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "b4m/octopus+openmoji/s0"
+    assert len(run.data.params) == 231
+    assert len(run.data.params["long"]) == 6000
+    history = client(store).get_metric_history(tracker.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.25)]
+    expected = {
+        "b4m.stage": "merge",
+        "b4m.method": "b4m",
+        "mlflow.source.git.commit": "c0ffee",
+        "dvc.data_md5": "abc123.dir",
+        "kfp.run_id": "run-7",
+        "extra": "yes",
+    }
+    assert expected.items() <= run.data.tags.items()
+    assert "empty" not in run.data.tags
+    files = tmp_path / "runs" / "mlartifacts" / tracker.run_id / "artifacts"
+    assert (files / "adapters" / "merged.safetensors").read_bytes() == b"weights"
+    assert list((files / "images").glob("samples*octopus*.png"))
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_children_point_to_their_parent_and_share_its_experiment(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "parents")
+    with tracking.open_tracker("customize", stage="customize") as parent:
+        monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+        monkeypatch.setenv("B4M_PARENT_RUN", parent.run_id)
+        with tracking.open_tracker("content") as child:
+            pass
+    found = client(store).get_run(child.run_id)
+    assert found.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert found.info.experiment_id == client(store).get_run(parent.run_id).info.experiment_id
+
+
+def test_a_run_made_by_the_platform_is_used_and_left_open(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking.open_tracker("first"):
+        pass
+    given = {"b4m.stage": "customize"}
+    made = client(store).create_run("1", run_name="by the platform", tags=given)
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    with tracking.open_tracker("ours", stage="report", method="b4m") as tracker:
+        tracker.metrics({"eval/clip_t": 0.3})
+    run = client(store).get_run(made.info.run_id)
+    assert tracker.run_id == made.info.run_id
+    assert run.info.status == "RUNNING"
+    assert run.data.metrics == {"eval/clip_t": 0.3}
+    assert run.data.tags["b4m.stage"] == "customize"  # what the platform said stays
+    assert run.data.tags["b4m.method"] == "b4m"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_an_error_ends_the_run_and_goes_on(
+    store: str, error: type[BaseException], status: str
+) -> None:
+    with pytest.raises(error), tracking.open_tracker("breaks") as tracker:
+        raise error("stop")
+    assert client(store).get_run(tracker.run_id).info.status == status
+
+
+def test_two_processes_may_make_the_database_at_once(store: str, repo_root: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(repo_root),
+        "PYTHONWARNINGS": "error::RuntimeWarning",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, name],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("content", "style")
+    ]
+    for process in running:
+        answer, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert "locked" not in errors
+        history = client(store).get_metric_history(answer.strip(), "train/loss")
+        assert len(history) == 40
+
+
+def test_a_server_that_is_gone_costs_seconds_and_one_warning(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    start = time.monotonic()
+    with pytest.warns(RuntimeWarning, match="the work goes on") as caught:  # noqa: PT031
+        with tracking.open_tracker("nobody listens", settings={"a": 1}) as tracker:
+            tracker.metrics({"train/loss": 1.0}, 1)
+    assert len(caught) == 1
+    assert tracker.run_id == ""
+    assert time.monotonic() - start < 20.0
+
+
+def test_a_store_that_breaks_in_the_middle_gives_one_warning(store: str, tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="the work goes on") as caught:  # noqa: PT031
+        with tracking.open_tracker("breaks later") as tracker:
+            tracker.files([tmp_path / "missing.bin"])
+            tracker.files([tmp_path / "missing too.bin"])
+            tracker.metrics({"train/loss": 1.0}, 1)
+    assert len(caught) == 1
+    assert client(store).get_run(tracker.run_id).data.metrics == {"train/loss": 1.0}
+
+
+def test_tracking_can_be_switched_off(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("B4M_TRACKING", "off")
+    with tracking.open_tracker("silent") as tracker:
+        tracker.params({"a": 1})
+        tracker.picture("p", Image.new("RGB", (8, 8)))
+        tracker.files([])
+        tracker.tags({})
+        tracker.metrics({"b": 2.0})
+    assert isinstance(tracker, tracking.NullTracker)
+    assert not Path("runs").exists()
+
+
+def test_the_default_store_lies_below_the_working_directory(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.tracking_uri() == f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+
+
+def test_importing_the_tracker_imports_neither_mlflow_nor_torch(repo_root: Path) -> None:
+    code = "import sys, b4m.tracking; print('mlflow' in sys.modules, 'torch' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.split() == ["False", "False"]
