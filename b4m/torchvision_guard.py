@@ -43,7 +43,7 @@ class _Finder(MetaPathFinder):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _DeclareFirst(spec.loader)  # type: ignore[arg-type]
+            spec.loader = _DeclareFirst(spec.loader)
         return spec
 
 

@@ -28,7 +28,6 @@ from b4m.config import (
 from b4m.errors import B4MError
 
 if TYPE_CHECKING:
-    from b4m.adapters.files import Adapter
     from b4m.sdxl.load import Base
 
 Settings = Mapping[str, object] | None
@@ -105,6 +104,7 @@ def train(
     if (kind == "joint") != (method == "joint"):
         raise B4MError(f"kind {kind} does not go with method {method}; joint goes with joint")
     trainer = TRAINERS[method]
+    from b4m.adapters.files import write_adapter
     from b4m.data.manifest import data_hash, read_manifest
     from b4m.tracking import open_tracker
     from b4m.train.shelf import place
@@ -124,7 +124,7 @@ def train(
             tracker.tags({"b4m.reused": shelf.stem})
         else:
             made = trainer(kind, folder, concept, model, wanted, _work(), tracker)
-            _write(shelf, made)
+            write_adapter(shelf, made)
         _copy(shelf, Path(out))
         tracker.files([Path(out)], "adapter")
     return Path(out)
@@ -167,7 +167,7 @@ def merge(
             f"`b4m sample --adapter CONTENT STYLE --combine {method}`"
         )
     merging = MERGES[method]
-    from b4m.adapters.files import read_adapter
+    from b4m.adapters.files import read_adapter, write_adapter
     from b4m.methods.context import MergeContext, require_same_base
     from b4m.tracking import open_tracker
 
@@ -184,7 +184,7 @@ def merge(
             workdir=_work(),
             tracker=run,
         )
-        _write(Path(out), merging(*parts, context))
+        write_adapter(Path(out), merging(*parts, context))
         run.files([Path(out)], "adapter")
     return Path(out)
 
@@ -386,13 +386,6 @@ def _parameters(base: str) -> int:
     """Size of the base's UNet from its weights' size on disk; 0, which means SDXL, if not there."""
     files = list((Path(base) / "unet").glob("*.safetensors"))
     return sum(file.stat().st_size for file in files) // 2
-
-
-def _write(out: Path, adapter: "Adapter") -> None:
-    from b4m.adapters.files import write_adapter
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_adapter(out, adapter)
 
 
 def _copy(file: Path, out: Path) -> None:

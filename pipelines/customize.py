@@ -11,7 +11,7 @@ from components.report import report
 from components.sample import sample
 from components.shelve_adapters import shelve_adapters
 from components.train_adapter import train_adapter
-from pipelines.resources import heavy, light
+from pipelines.resources import PARALLEL, heavy, light
 
 ALONE = [
     {"which": "none", "label": "base"},
@@ -66,7 +66,9 @@ def customize(
     light(prepared, "prepare data")
     data = prepared.outputs["data"]
 
-    with dsl.ParallelFor(prepared.outputs["Output"], name="trainings") as training:
+    with dsl.ParallelFor(
+        prepared.outputs["Output"], name="trainings", parallelism=PARALLEL
+    ) as training:
         of_content = train_adapter(
             kind="content",
             concept=content,
@@ -93,7 +95,7 @@ def customize(
     light(shelf, "shelve adapters")
     adapters = shelf.outputs["adapters"]
 
-    with dsl.ParallelFor(methods, name="methods") as method:
+    with dsl.ParallelFor(methods, name="methods", parallelism=PARALLEL) as method:
         merging = merge(
             method=method, base=base, settings=merge_settings, data=data, adapters=adapters
         )
@@ -109,7 +111,7 @@ def customize(
         )
         heavy(of_merged, "sample merged")
 
-    with dsl.ParallelFor(ALONE, name="alone") as row:
+    with dsl.ParallelFor(ALONE, name="alone", parallelism=PARALLEL) as row:
         of_alone = sample(
             which=row.which,
             label=row.label,

@@ -1,8 +1,9 @@
 """What tasks ask of a cluster: accelerator, volume, settings and secrets.
 
 Names here are those of infra/kustomize. The environment at compile time changes the amounts:
-B4M_GPU (accelerators of a heavy task, 0 for none), B4M_GPU_TYPE, B4M_MEMORY, B4M_STORE.
-Local runners ignore all of this.
+B4M_GPU (accelerators of a heavy task, 0 for none), B4M_GPU_TYPE, B4M_MEMORY, B4M_STORE, and
+B4M_PARALLEL (tasks of a loop that run at once; 1 where all share one GPU). Local runners know only
+the last.
 """
 
 import os
@@ -10,6 +11,7 @@ import os
 from kfp import dsl, kubernetes
 
 GPU = int(os.environ.get("B4M_GPU") or 1)
+PARALLEL = int(os.environ.get("B4M_PARALLEL") or 0) or None  # None: as many as the runner likes
 GPU_TYPE = os.environ.get("B4M_GPU_TYPE") or "nvidia.com/gpu"
 MEMORY = os.environ.get("B4M_MEMORY") or "32G"
 STORE = os.environ.get("B4M_STORE") or "b4m-store"  # the claim; models and own pictures lie there

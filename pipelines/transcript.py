@@ -19,7 +19,7 @@ _EXECUTOR = re.compile(r"^\[KFP Executor [^]]*\]: ")
 _RUNNER = re.compile(r"^(\d\d:\d\d:\d\d\.\d{3} - [A-Z]+ - |(ERROR|WARNING|INFO):root:|-{20,}$)")
 _PROGRESS = re.compile(r"\d+%\|")
 _ERROR = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit)): ?(.*)")
-_EVERY = 5.0  # seconds between two progress lines of a task
+_EVERY = 10.0  # seconds between two progress lines of a task
 
 
 @dataclass

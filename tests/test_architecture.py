@@ -175,6 +175,7 @@ def test_nothing_imports_a_private_name_of_another_module() -> None:
 
 
 def test_files_and_functions_stay_short() -> None:
+    """400 and 60 lines; what a docstring explains does not count against its function."""
     long = []
     for file in _tracked("*.py"):
         text = (_root() / file).read_text(encoding="utf-8")
@@ -183,7 +184,8 @@ def test_files_and_functions_stay_short() -> None:
             long.append(f"{file}: {lines} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and node.end_lineno and file.parts[0] == "b4m":
-                length = node.end_lineno - node.lineno + 1
+                told = ast.get_docstring(node, clean=False) or ""
+                length = node.end_lineno - node.lineno + 1 - len(told.splitlines())
                 if length > 60:
                     long.append(f"{file}:{node.lineno} {node.name}: {length} lines")
     assert not long, "\n".join(long)

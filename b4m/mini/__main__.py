@@ -15,22 +15,43 @@ Part = TypeVar("Part", VaeRecipe, BaseRecipe, ClipRecipe)
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="b4m mini", description=__doc__)
-    parser.add_argument("what", choices=("grid", "tiles", "vae", "base", "clip"),
-                        help="grid: the pictures that users need; tiles: the whole training grid; "
-                             "vae, base, clip: train that model")
-    parser.add_argument("--archives", type=Path, default=Path("runs/mini/npm"),
-                        help="folder of the npm archives; missing ones are fetched")
-    parser.add_argument("--work", type=Path, default=Path("runs/mini"),
-                        help="folder of the training grid, checkpoints and trained models")
-    parser.add_argument("--out", type=Path, default=Path("data/emojigrid"),
-                        help="grid: folder to write")
-    parser.add_argument("--recipe", choices=tuple(RECIPES), default="laptop",
-                        help="laptop: 200 contents at 64 px; accelerator: all at 128 px")
+    parser.add_argument(
+        "what",
+        choices=("grid", "tiles", "vae", "base", "clip", "measure"),
+        help="grid: the pictures that users need; tiles: the whole training grid; "
+        "vae, base, clip: train that model; measure: numbers and pictures of "
+        "the model cards",
+    )
+    parser.add_argument(
+        "--archives",
+        type=Path,
+        default=Path("runs/mini/npm"),
+        help="folder of the npm archives; missing ones are fetched",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/mini"),
+        help="folder of the training grid, checkpoints and trained models",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/emojigrid"), help="grid: folder to write"
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="laptop",
+        help="laptop: 200 contents at 64 px; accelerator: all at 128 px",
+    )
     parser.add_argument("--steps", type=int, default=0, help="steps at the most")
     parser.add_argument("--minutes", type=float, default=0.0, help="wall time at the most")
     parser.add_argument("--batch", type=int, default=0, help="pictures per step")
-    parser.add_argument("--speed", choices=("eager", "compiled"), default="eager",
-                        help="vae, base: compile the model first (worth it on a GPU)")
+    parser.add_argument(
+        "--speed",
+        choices=("eager", "compiled"),
+        default="eager",
+        help="vae, base: compile the model first (worth it on a GPU)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0: all cores")
     return parser
 
@@ -89,6 +110,10 @@ def _run(arguments: argparse.Namespace) -> None:
         from b4m.mini import clip
 
         clip.train(built, arguments.work, recipe)
+    elif arguments.what == "measure":
+        from b4m.mini import measure
+
+        measure.measure(built, arguments.work, recipe, arguments.work / "card")
 
 
 if __name__ == "__main__":

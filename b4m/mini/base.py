@@ -38,9 +38,7 @@ def learn_tokenizer(tiles: Tiles, world: Recipe) -> CLIPTokenizer:
 class TextConditioned(nn.Module):
     """The UNet with its two text encoders, as one thing to train."""
 
-    def __init__(
-        self, unet: nn.Module, first: nn.Module, second: nn.Module, pixels: int
-    ) -> None:
+    def __init__(self, unet: nn.Module, first: nn.Module, second: nn.Module, pixels: int) -> None:
         super().__init__()
         self.unet, self.first, self.second, self.pixels = unet, first, second, pixels
 
@@ -125,11 +123,11 @@ def save(run: Run, pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
     assert isinstance(averaged, TextConditioned)
     result = StableDiffusionXLPipeline(
         vae=pipeline.vae,
-        text_encoder=averaged.first,  # type: ignore[arg-type]
-        text_encoder_2=averaged.second,  # type: ignore[arg-type]
+        text_encoder=averaged.first,
+        text_encoder_2=averaged.second,
         tokenizer=pipeline.tokenizer,
         tokenizer_2=pipeline.tokenizer,
-        unet=averaged.unet,  # type: ignore[arg-type]
+        unet=averaged.unet,
         scheduler=pipeline.scheduler,
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
@@ -160,8 +158,9 @@ def _tokens(
     """Token ids of several wordings per cell, N x V x T."""
     generator = random.Random(recipe.schedule.seed)
     texts = [
-        captions.caption(tiles.cells[position].content, tiles.cells[position].style, generator,
-                         recipe)
+        captions.caption(
+            tiles.cells[position].content, tiles.cells[position].style, generator, recipe
+        )
         for position in positions
         for _ in range(recipe.variants)
     ]

@@ -22,9 +22,7 @@ def nonsense(generator: random.Random) -> str:
     return "".join(letters)
 
 
-def caption(
-    content: Content, style: Style, generator: random.Random, recipe: BaseRecipe
-) -> str:
+def caption(content: Content, style: Style, generator: random.Random, recipe: BaseRecipe) -> str:
     """One wording, drawn at random.
 
     Returns:

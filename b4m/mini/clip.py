@@ -90,6 +90,7 @@ def train(tiles: Tiles, work: Path, world: Recipe) -> None:
         return loss_function(images.float(), texts.float(), scale.float())
 
     run.fit(loss_of_step)
+    _settle(run.averaged["clip"], pictures, recipe)
     folder = work / "mini-clip"
     _save(run.averaged["clip"], config, vocabulary, folder)
     (folder / "names.json").write_text(json.dumps(_names(tiles), indent=1) + "\n")
@@ -125,12 +126,17 @@ class _Wordings:
         rolls = (0.0, 0.7, 0.9)
         things = [captions.article(cell.content.name) for cell in cells]
         self._full = [
-            ids([captions.phrase(thing, cell.style.words, roll)
-                 for thing, cell in zip(things, cells, strict=True)])
+            ids(
+                [
+                    captions.phrase(thing, cell.style.words, roll)
+                    for thing, cell in zip(things, cells, strict=True)
+                ]
+            )
             for roll in rolls
         ]
-        self._plain = [ids([captions.phrase(thing, "", roll) for thing in things])
-                       for roll in (0.0, 0.9)]
+        self._plain = [
+            ids([captions.phrase(thing, "", roll) for thing in things]) for roll in (0.0, 0.9)
+        ]
         self._looks = ids([LOOK.format(cell.style.words) for cell in cells])
 
     def draw(self, index: list[int], kind: str, generator: random.Random) -> torch.Tensor:
@@ -153,16 +159,16 @@ def augment(tiles_BCHW: torch.Tensor, generator: torch.Generator, pixels: int) -
     device, count = tiles_BCHW.device, len(tiles_BCHW)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(
-            (count, *shape), generator=generator, device=device
-        )
+        return low + (high - low) * torch.rand((count, *shape), generator=generator, device=device)
 
     x = 1.0 - tiles_BCHW.float().div_(255.0)  # white is 0, so that what moves in is white
     angle, zoom = uniform(-0.25, 0.25), uniform(0.85, 1.35)
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    rows = [torch.stack([cos * mirror, -sin, uniform(-0.12, 0.12)], 1),
-            torch.stack([sin * mirror, cos, uniform(-0.12, 0.12)], 1)]
+    rows = [
+        torch.stack([cos * mirror, -sin, uniform(-0.12, 0.12)], 1),
+        torch.stack([sin * mirror, cos, uniform(-0.12, 0.12)], 1),
+    ]
     field = functional.affine_grid(
         torch.stack(rows, 1), [count, 3, pixels, pixels], align_corners=False
     )
@@ -176,12 +182,27 @@ def augment(tiles_BCHW: torch.Tensor, generator: torch.Generator, pixels: int) -
     return x.clamp(0, 1).mul(2.0).sub(1.0)
 
 
-def _save(
-    model: torch.nn.Module, config: dict[str, Any], vocabulary: Any, folder: Path
-) -> None:
+@torch.no_grad()
+def _settle(model: torch.nn.Module, pictures: torch.Tensor, recipe: ClipRecipe) -> None:
+    """Count batch statistics anew: averaged weights have other ones than the last weights."""
+    assert isinstance(model, CLIP)
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.reset_running_stats()
+            part.momentum = None  # a plain mean over the batches below
+    model.train()
+    generator = torch.Generator(pictures.device).manual_seed(recipe.schedule.seed)
+    for _ in range(24):
+        index = torch.randint(len(pictures), (128,), generator=generator, device=pictures.device)
+        model.encode_image(augment(pictures[index], generator, recipe.pixels))
+    model.eval()
+
+
+def _save(model: torch.nn.Module, config: dict[str, Any], vocabulary: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().half().contiguous()
-               for key, value in model.state_dict().items()}
+    weights = {
+        key: value.detach().cpu().half().contiguous() for key, value in model.state_dict().items()
+    }
     save_file(weights, folder / "open_clip_model.safetensors")
     preprocess = {
         "mean": list(MEAN),

@@ -88,8 +88,8 @@ class ClipRecipe:
     schedule: Schedule
     unseen_styles: tuple[str, ...] = ("openmoji", "noto-v1", "emojione")
     few_contents: int = 24
-    full_batches: float = 0.5
-    looks: float = 0.15
+    full_batches: float = 0.4
+    looks: float = 0.25
     embed_dim: int = 128
     pixels: int = 64
     vision_layers: tuple[int, int, int, int] = (1, 1, 2, 1)
@@ -134,9 +134,7 @@ LAPTOP = Recipe(
     painted_styles=6,
     vocabulary=2048,
     vae=VaeRecipe(Schedule(20_000, 25, 16, 1.5e-3, ema=0.995, warmup=100)),
-    base=BaseRecipe(
-        Schedule(20_000, 90, 96, 8e-4, ema=0.998, warmup=200), painted=0.3
-    ),
+    base=BaseRecipe(Schedule(20_000, 90, 96, 8e-4, ema=0.998, warmup=200), painted=0.3),
     clip=ClipRecipe(Schedule(20_000, 25, 192, 1e-3, ema=0.995, weight_decay=0.1)),
 )
 

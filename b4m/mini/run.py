@@ -65,9 +65,13 @@ class Run:
             self._load()
         self.on_gpu = parameters[0].is_cuda
         self.dtype = torch.float32 if self.on_gpu else torch.bfloat16
-        self.working = self.models if self.on_gpu else {
-            key: copy.deepcopy(model).to(torch.bfloat16) for key, model in self.models.items()
-        }
+        self.working = (
+            self.models
+            if self.on_gpu
+            else {
+                key: copy.deepcopy(model).to(torch.bfloat16) for key, model in self.models.items()
+            }
+        )
 
     def arithmetic(self) -> AbstractContextManager[object]:
         """Context of a forward pass with `working` models and inputs of `dtype`."""
@@ -75,9 +79,7 @@ class Run:
 
     def progress(self) -> float:
         """Share of the training that is done: of its steps or of its time, the larger."""
-        return max(
-            self.step / self.schedule.steps, self.elapsed / (60.0 * self.schedule.minutes)
-        )
+        return max(self.step / self.schedule.steps, self.elapsed / (60.0 * self.schedule.minutes))
 
     def fit(
         self,
@@ -136,17 +138,22 @@ class Run:
 
     @torch.no_grad()
     def _spread(self) -> None:
-        """Copy the float32 weights into the working copies."""
+        """Copy the float32 weights into the working copies, and their statistics back."""
         if not self.on_gpu:
             for weight, copied in self._copies():
                 copied.copy_(weight)
+            for key, model in self.models.items():
+                for buffer, counted in zip(
+                    model.buffers(), self.working[key].buffers(), strict=True
+                ):
+                    buffer.copy_(counted)
 
     @torch.no_grad()
     def _average(self) -> None:
         # a young average would be dominated by the random start
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
         for key, model in self.models.items():
-            targets = list(self.averaged[key].parameters())
+            targets: list[torch.Tensor] = list(self.averaged[key].parameters())
             torch._foreach_lerp_(targets, [p.detach() for p in model.parameters()], 1.0 - decay)
             for target, buffer in zip(self.averaged[key].buffers(), model.buffers(), strict=True):
                 target.copy_(buffer)

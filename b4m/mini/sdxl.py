@@ -102,7 +102,8 @@ def build_vae(arch: Architecture) -> AutoencoderKL:
         layers_per_block=arch.vae_layers,
         latent_channels=arch.latent_channels,
         sample_size=arch.pixels,
-        norm_num_groups=16,
+        # few groups: one channel per group would be an instance norm, which forgets colours
+        norm_num_groups=2,
         force_upcast=False,
     )
 

@@ -41,24 +41,87 @@ class Style:
 
 
 _DRAWN = (
-    Style("twemoji", "flat sticker", "flat fills, rounded shapes, no outline", DRAWN, "", False,
-          sources.TWEMOJI),
-    Style("noto", "soft shaded", "smooth gradients and small highlights", DRAWN, "", False,
-          sources.NOTO),
-    Style("noto-v1", "rounded blob", "early Noto: plump shapes, warm colours", DRAWN, "", False,
-          sources.NOTO_V1),
-    Style("fluent-flat", "bold flat", "large flat fills in vivid colours", DRAWN, FLUENT, False,
-          sources.FLUENT_FLAT),
-    Style("fluent-3d", "glossy clay", "three-dimensional renders with soft light", DRAWN, FLUENT,
-          False, sources.FLUENT_3D),
-    Style("emojione", "detailed cartoon", "flat fills with many small parts", DRAWN, "", False,
-          sources.EMOJIONE),
-    Style("fluent-contrast", "black stencil", "heavy black shapes on white", DRAWN, FLUENT, True,
-          sources.FLUENT_CONTRAST),
-    Style("openmoji", "outlined comic", "black outlines around flat fills", DRAWN, OPENMOJI, True,
-          sources.OPENMOJI),
-    Style("openmoji-black", "thin line", "black outlines alone", DRAWN, OPENMOJI, True,
-          sources.OPENMOJI),
+    Style(
+        "twemoji",
+        "flat sticker",
+        "flat fills, rounded shapes, no outline",
+        DRAWN,
+        "",
+        False,
+        sources.TWEMOJI,
+    ),
+    Style(
+        "noto",
+        "soft shaded",
+        "smooth gradients and small highlights",
+        DRAWN,
+        "",
+        False,
+        sources.NOTO,
+    ),
+    Style(
+        "noto-v1",
+        "rounded blob",
+        "early Noto: plump shapes, warm colours",
+        DRAWN,
+        "",
+        False,
+        sources.NOTO_V1,
+    ),
+    Style(
+        "fluent-flat",
+        "bold flat",
+        "large flat fills in vivid colours",
+        DRAWN,
+        FLUENT,
+        False,
+        sources.FLUENT_FLAT,
+    ),
+    Style(
+        "fluent-3d",
+        "glossy clay",
+        "three-dimensional renders with soft light",
+        DRAWN,
+        FLUENT,
+        False,
+        sources.FLUENT_3D,
+    ),
+    Style(
+        "emojione",
+        "detailed cartoon",
+        "flat fills with many small parts",
+        DRAWN,
+        "",
+        False,
+        sources.EMOJIONE,
+    ),
+    Style(
+        "fluent-contrast",
+        "black stencil",
+        "heavy black shapes on white",
+        DRAWN,
+        FLUENT,
+        True,
+        sources.FLUENT_CONTRAST,
+    ),
+    Style(
+        "openmoji",
+        "outlined comic",
+        "black outlines around flat fills",
+        DRAWN,
+        OPENMOJI,
+        True,
+        sources.OPENMOJI,
+    ),
+    Style(
+        "openmoji-black",
+        "thin line",
+        "black outlines alone",
+        DRAWN,
+        OPENMOJI,
+        True,
+        sources.OPENMOJI,
+    ),
 )
 
 # words, description, held out; the position is the number of the network
@@ -92,8 +155,16 @@ _PAINTED = (
 )
 
 STYLES: tuple[Style, ...] = _DRAWN + tuple(
-    Style(f"painted-{index:02d}", words, description, PAINTED, FLUENT, held_out,
-          sources.FLUENT_FLAT, index)
+    Style(
+        f"painted-{index:02d}",
+        words,
+        description,
+        PAINTED,
+        FLUENT,
+        held_out,
+        sources.FLUENT_FLAT,
+        index,
+    )
     for index, (words, description, held_out) in enumerate(_PAINTED)
 )
 BY_ID = {style.id: style for style in STYLES}

@@ -19,9 +19,7 @@ from b4m.mini.run import Run, pick_device
 from b4m.mini.tiles import Tiles
 
 
-def train(
-    tiles: Tiles, work: Path, world: Recipe, speed: str = "eager"
-) -> AutoencoderKL:
+def train(tiles: Tiles, work: Path, world: Recipe, speed: str = "eager") -> AutoencoderKL:
     """Train, whiten and save into `work/vae`.
 
     Args:
@@ -54,8 +52,9 @@ def train(
             noise = torch.randn(posterior.mean.shape, generator=generator, device=device)
             latents = posterior.mean + posterior.std * noise.to(run.dtype)
             decoded = working.decode(latents).sample
-        return _loss(x_BCHW, decoded.float(), posterior.mean.float(), posterior.logvar.float(),
-                     recipe)
+        return _loss(
+            x_BCHW, decoded.float(), posterior.mean.float(), posterior.logvar.float(), recipe
+        )
 
     run.fit(loss_of_step)
     trained = run.averaged["vae"].eval()
@@ -118,6 +117,8 @@ def _whiten(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
     quant, post = vae.quant_conv, vae.post_quant_conv
     assert isinstance(quant, nn.Conv2d)
     assert isinstance(post, nn.Conv2d)
+    assert quant.bias is not None
+    assert post.bias is not None
     channels = len(mean)
     # moments are (mean, log variance): mean' = (mean - m) / s, logvar' = logvar - 2 log s
     quant.weight[:channels] /= deviation[:, None, None, None]

@@ -97,7 +97,9 @@ def read_pictures(
         mean_NCHW, std_NCHW = examples.mean_VNCHW[0], examples.std_VNCHW[0]
         return Pictures(mean_NCHW, std_NCHW, examples.text, crossed[[0] * len(rows)])
 
-    return read(of_content), read(of_style)
+    both = read(of_content), read(of_style)
+    base.rest()
+    return both
 
 
 def draw_bank(base: Base, content: Pictures, style: Pictures, entries: int, seed: int) -> Bank:

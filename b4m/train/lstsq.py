@@ -16,6 +16,7 @@ D = [D_c; D_s] and second moments K = mean (D x)(D x)^T, (r_c + r_s) square,
              preconditioned by the 2 x 2 block of every column, on a sample of the inputs
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ def solve_ranks(content: LowRank, style: LowRank, moments: Moments, damping: flo
     is_content_R[: content.rank] = 1.0
     system_RR = from_content_RR + from_style_RR
     right_R = from_content_RR @ is_content_R + from_style_RR @ (1.0 - is_content_R)
-    ridge = damping * _mean_curvature(system_RR.diagonal())
+    ridge = damping * _mean_curvature(system_RR.diagonal().mean())
     eye_RR = torch.eye(len(right_R), dtype=up_OR.dtype, device=up_OR.device)
     mask_R = torch.linalg.solve(system_RR + ridge * eye_RR, right_R + ridge)
     return mask_R[: content.rank].float(), mask_R[content.rank :].float()
@@ -52,103 +53,101 @@ def solve_ranks(content: LowRank, style: LowRank, moments: Moments, damping: flo
 
 def solve_rows(content: LowRank, style: LowRank, moments: Moments, damping: float) -> Masks:
     """Masks (O,) and (O,) that minimise f over output rows; exact."""
-    of_content_O3 = _row_moments(content, style, moments.content_RR)
-    of_style_O3 = _row_moments(content, style, moments.style_RR)
-    total_O3 = of_content_O3 + of_style_O3
-    right_O2 = of_content_O3[:, :2] + of_style_O3[:, 1:]
-    ridge = damping * _mean_curvature(total_O3[:, [0, 2]])
-    masks_2O = _solve_pairs(total_O3, right_O2 + ridge, ridge)
-    return masks_2O[0].float(), masks_2O[1].float()
+    of_content_3O = _row_moments(content, style, moments.content_RR)
+    of_style_3O = _row_moments(content, style, moments.style_RR)
+    total_3O = of_content_3O + of_style_3O
+    ridge = damping * _mean_curvature(total_3O[[0, 2]].mean())
+    right_2O = of_content_3O[:2] + of_style_3O[1:] + ridge
+    masks_2O = _solve_pairs(total_3O, right_2O, ridge).float()
+    return masks_2O[0], masks_2O[1]
 
 
 def solve_columns(
-    content: LowRank,
-    style: LowRank,
-    content_inputs_NI: Tensor,
-    style_inputs_NI: Tensor,
+    contents: Sequence[LowRank],
+    styles: Sequence[LowRank],
+    content_inputs_LNI: Tensor,
+    style_inputs_LNI: Tensor,
     damping: float,
     iterations: int = 30,
-    tolerance: float = 1e-5,
-) -> Masks:
-    """Masks (I,) and (I,) that minimise f over input columns, by conjugate gradients.
+) -> list[Masks]:
+    """Masks (I,) and (I,) of L layers of one shape that minimise f over their input columns.
 
     Args:
-        content: the content adapter of the layer, rank r_c.
-        style: the style adapter of the layer, rank r_s.
-        content_inputs_NI: recorded inputs of the content teacher.
-        style_inputs_NI: recorded inputs of the style teacher; any number of rows.
-        damping: pull towards masks of 1, relative to the mean curvature.
-        iterations: most steps of conjugate gradients.
-        tolerance: relative residual at which they end.
+        contents: content's pair of each layer, all of one rank.
+        styles: style's pairs, likewise.
+        content_inputs_LNI: recorded inputs of the content teacher, N for each layer.
+        style_inputs_LNI: recorded inputs of the style teacher.
+        damping: pull towards masks of 1, relative to a layer's mean curvature.
+        iterations: steps of conjugate gradients; from ones, so few of them already help.
     """
-    problem = _Columns(content, style, (content_inputs_NI, style_inputs_NI))
-    diagonal_I3 = problem.blocks()
-    ridge = damping * _mean_curvature(diagonal_I3[:, [0, 2]])
-    ones_2I = torch.ones_like(problem.right_2I)
-    mask_2I = ones_2I.clone()
-    residual_2I = problem.right_2I - problem.times(mask_2I)
-    start = float(residual_2I.norm())
-    step_2I = _solve_pairs(diagonal_I3, residual_2I.T, ridge)
-    direction_2I, product = step_2I, float((residual_2I * step_2I).sum())
+    problem = _Columns(contents, styles, (content_inputs_LNI, style_inputs_LNI))
+    blocks_3LI = problem.blocks()
+    ridge_L11 = damping * _mean_curvature(blocks_3LI[[0, 2]].mean(dim=(0, 2)))[:, None, None]
+    mask_L2I = torch.ones_like(problem.right_L2I)
+    residual_L2I = problem.right_L2I - problem.times(mask_L2I)
+    step_L2I = _solve_pairs(blocks_3LI, residual_L2I, ridge_L11)
+    direction_L2I, product_L11 = step_L2I, _dot(residual_L2I, step_L2I)
+    tiny = torch.finfo(product_L11.dtype).tiny
     for _ in range(iterations):
-        if float(residual_2I.norm()) <= tolerance * start or product <= 0.0:
-            break
-        image_2I = problem.times(direction_2I) + ridge * direction_2I
-        length = product / float((direction_2I * image_2I).sum())
-        mask_2I = mask_2I + length * direction_2I
-        residual_2I = residual_2I - length * image_2I
-        step_2I = _solve_pairs(diagonal_I3, residual_2I.T, ridge)
-        following = float((residual_2I * step_2I).sum())
-        direction_2I = step_2I + following / product * direction_2I
-        product = following
-    return mask_2I[0].float(), mask_2I[1].float()
+        image_L2I = problem.times(direction_L2I) + ridge_L11 * direction_L2I
+        length_L11 = product_L11 / _dot(direction_L2I, image_L2I).clamp(min=tiny)
+        mask_L2I = mask_L2I + length_L11 * direction_L2I
+        residual_L2I = residual_L2I - length_L11 * image_L2I
+        step_L2I = _solve_pairs(blocks_3LI, residual_L2I, ridge_L11)
+        following_L11 = _dot(residual_L2I, step_L2I)
+        direction_L2I = step_L2I + following_L11 / product_L11.clamp(min=tiny) * direction_L2I
+        product_L11 = following_L11
+    return [(content_I, style_I) for content_I, style_I in mask_L2I]
 
 
 class _Columns:
-    """H and the right side of the column problem, applied through the factors only."""
+    """H and the right side of L column problems, applied through the factors only."""
 
-    def __init__(self, content: LowRank, style: LowRank, inputs: tuple[Tensor, Tensor]) -> None:
-        self.inputs = [x_NI.float() for x_NI in inputs]
-        self.rank = content.rank
-        self.downs = (content.down.float(), style.down.float())
-        up_OR = torch.cat([content.up, style.up], dim=1).float()
-        self.gram_RR = up_OR.T @ up_OR
-        ones_I = torch.ones(content.in_features, device=up_OR.device)
-        zeros_I = torch.zeros_like(ones_I)
-        self.right_2I = self._side(0, torch.stack([ones_I, zeros_I]))
-        self.right_2I = self.right_2I + self._side(1, torch.stack([zeros_I, ones_I]))
+    def __init__(
+        self, contents: Sequence[LowRank], styles: Sequence[LowRank], inputs: tuple[Tensor, Tensor]
+    ) -> None:
+        self.inputs = [x_LNI.float() for x_LNI in inputs]
+        self.split = contents[0].rank
+        downs = [torch.stack([pair.down.float() for pair in kind]) for kind in (contents, styles)]
+        self.downs = downs[0], downs[1]
+        both = zip(contents, styles, strict=True)
+        up_LOR = torch.stack([torch.cat([c.up, s.up], dim=1).float() for c, s in both])
+        self.gram_LRR = up_LOR.mT @ up_LOR
+        ones_LI = torch.ones_like(self.inputs[0][:, 0])
+        only_content_L2I = torch.stack([ones_LI, torch.zeros_like(ones_LI)], dim=1)
+        self.right_L2I = self._side(0, only_content_L2I) + self._side(1, 1 - only_content_L2I)
 
-    def times(self, mask_2I: Tensor) -> Tensor:
+    def times(self, mask_L2I: Tensor) -> Tensor:
         """H m, of both teachers together."""
-        return self._side(0, mask_2I) + self._side(1, mask_2I)
+        return self._side(0, mask_L2I) + self._side(1, mask_L2I)
 
-    def _side(self, side: int, mask_2I: Tensor) -> Tensor:
-        x_NI = self.inputs[side]
-        masked = (down_RI * mask_I for down_RI, mask_I in zip(self.downs, mask_2I, strict=True))
-        low_NR = torch.cat([x_NI @ down_RI.T for down_RI in masked], dim=1)
-        back_NR = low_NR @ self.gram_RR / len(x_NI)
-        parts = back_NR[:, : self.rank], back_NR[:, self.rank :]
-        # sum_n x_ni (W D)_ni without forming W D for all tokens at once: (W^T X) is only R x I.
-        both = zip(parts, self.downs, strict=True)
-        return torch.stack([((part.T @ x_NI) * down_RI).sum(dim=0) for part, down_RI in both])
+    def _side(self, side: int, mask_L2I: Tensor) -> Tensor:
+        x_LNI = self.inputs[side]
+        masked = [down_LRI * mask_L2I[:, k, None] for k, down_LRI in enumerate(self.downs)]
+        low_LNR = x_LNI @ torch.cat(masked, dim=1).mT
+        # sum_n x_ni (W D)_ni as the diagonal of (X^T W) D: no N x I product W D is formed.
+        back_LRI = (low_LNR @ self.gram_LRR / x_LNI.shape[1]).mT @ x_LNI
+        content_LI = (back_LRI[:, : self.split] * self.downs[0]).sum(dim=1)
+        return torch.stack(
+            [content_LI, (back_LRI[:, self.split :] * self.downs[1]).sum(dim=1)], dim=1
+        )
 
     def blocks(self) -> Tensor:
-        """(I, 3): for every column the entries (cc, cs, ss) of its own 2 x 2 block of H."""
-        energy_I = sum((x_NI.square().mean(dim=0) for x_NI in self.inputs), torch.zeros(()))
-        content_RI, style_RI = self.downs
-        split = self.rank
-        gram_cc, gram_cs = self.gram_RR[:split, :split], self.gram_RR[:split, split:]
-        gram_ss = self.gram_RR[split:, split:]
+        """(3, L, I): for every column the entries (cc, cs, ss) of its own 2 x 2 block of H."""
+        energy_LI = sum((x.square().mean(dim=1) for x in self.inputs), torch.zeros(()))
+        content_LRI, style_LRI = self.downs
+        through_LRI = self.gram_LRR[:, :, : self.split] @ content_LRI
+        gram_ss = self.gram_LRR[:, self.split :, self.split :]
         dots = [
-            (content_RI * (gram_cc @ content_RI)).sum(dim=0),
-            (content_RI * (gram_cs @ style_RI)).sum(dim=0),
-            (style_RI * (gram_ss @ style_RI)).sum(dim=0),
+            (content_LRI * through_LRI[:, : self.split]).sum(dim=1),
+            (style_LRI * through_LRI[:, self.split :]).sum(dim=1),
+            (style_LRI * (gram_ss @ style_LRI)).sum(dim=1),
         ]
-        return torch.stack([dot_I * energy_I for dot_I in dots], dim=1)
+        return torch.stack(dots) * energy_LI
 
 
 def _row_moments(content: LowRank, style: LowRank, moments_RR: Tensor) -> Tensor:
-    """(O, 3): mean of (C x)_o^2, (C x)_o (S x)_o, (S x)_o^2."""
+    """(3, O): mean of (C x)_o^2, (C x)_o (S x)_o, (S x)_o^2."""
     split = content.rank
     up_c, up_s, k = content.up.double(), style.up.double(), moments_RR.double()
     return torch.stack(
@@ -156,21 +155,29 @@ def _row_moments(content: LowRank, style: LowRank, moments_RR: Tensor) -> Tensor
             (up_c @ k[:split, :split] * up_c).sum(dim=1),
             (up_c @ k[:split, split:] * up_s).sum(dim=1),
             (up_s @ k[split:, split:] * up_s).sum(dim=1),
-        ],
-        dim=1,
+        ]
     )
 
 
-def _solve_pairs(system_N3: Tensor, right_N2: Tensor, ridge: float) -> Tensor:
-    """(2, N): solutions of N symmetric 2 x 2 systems [[a, b], [b, d]] + ridge."""
-    a, b, d = system_N3[:, 0] + ridge, system_N3[:, 1], system_N3[:, 2] + ridge
+def _solve_pairs(blocks: Tensor, right: Tensor, ridge: Tensor) -> Tensor:
+    """Solutions of many symmetric 2 x 2 systems [[a, b], [b, d]] + ridge.
+
+    Args:
+        blocks: (3, ...) the entries a, b, d.
+        right: (..., 2, N) right sides, for blocks of shape (3, ..., N).
+        ridge: broadcast against `right`.
+    """
+    a, b, d = (entry.unsqueeze(-2) for entry in blocks)
+    a, d = a + ridge, d + ridge
     determinant = (a * d - b * b).clamp(min=torch.finfo(a.dtype).tiny)
-    first = (d * right_N2[:, 0] - b * right_N2[:, 1]) / determinant
-    second = (a * right_N2[:, 1] - b * right_N2[:, 0]) / determinant
-    return torch.stack([first, second])
+    first, second = right[..., :1, :], right[..., 1:, :]
+    return torch.cat([d * first - b * second, a * second - b * first], dim=-2) / determinant
 
 
-def _mean_curvature(diagonal: Tensor) -> float:
-    """Mean of the diagonal; 1 where a layer has no curvature at all, so that masks stay at 1."""
-    mean = float(diagonal.mean())
-    return mean if mean > 0.0 else 1.0
+def _dot(first_L2I: Tensor, second_L2I: Tensor) -> Tensor:
+    return (first_L2I * second_L2I).sum(dim=(1, 2), keepdim=True)
+
+
+def _mean_curvature(mean: Tensor) -> Tensor:
+    """The mean of a diagonal; 1 for a layer without any curvature, so that its masks stay at 1."""
+    return torch.where(mean > 0, mean, torch.ones_like(mean))

@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 
 from b4m.adapters.attach import AdaptedUNet
 from b4m.adapters.files import Adapter
+from b4m.adapters.lowrank import LowRank
 from b4m.adapters.masks import Masked, apply_mask
 from b4m.adapters.pairs import Fixed
 from b4m.config import MergeSettings
@@ -38,28 +39,39 @@ LSTSQ_ENTRIES = 8
 LSTSQ_TOKENS = 256
 LSTSQ_DAMPING = 1e-3
 _TEACHERS_AT_ONCE = 2
+_LAYERS_AT_ONCE = 32
 
 
 class Merged(Masked):
     """`Masked` with both adapters in one pass: masks meet the small factors, not the activations.
 
-    Column masks multiply D (r x I) instead of x (tokens x I), row masks multiply U instead of y,
-    and both adapters' factors are laid side by side, so that two matrix products do the work.
+    Both adapters' factors lie side by side, so that two matrix products do the work. Column masks
+    multiply D (r x I) instead of x (tokens x I), row masks multiply U instead of y. `content` and
+    `style` are views of the joint factors.
     """
+
+    up: Tensor
+    down: Tensor
+
+    def __init__(self, content: LowRank, style: LowRank, axis: str = "rank") -> None:
+        joint, split = content + style, content.rank
+        first = LowRank(joint.up[:, :split], joint.down[:split])
+        super().__init__(first, LowRank(joint.up[:, split:], joint.down[split:]), axis)
+        self.register_buffer("up", joint.up)
+        self.register_buffer("down", joint.down)
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = x.dtype
-        down_content, down_style = self.down_content, self.down_style
-        up_content, up_style = self.up_content, self.up_style
+        up_OR, down_RI = self.up.to(dtype), self.down.to(dtype)
         m_content, m_style = (m.to(dtype) for m in (self.m_content, self.m_style))
-        if self.axis == "columns":
-            down_content, down_style = down_content * m_content, down_style * m_style
-        elif self.axis == "rows":
-            up_content, up_style = up_content * m_content[:, None], up_style * m_style[:, None]
-        hidden = linear(x, torch.cat([down_content, down_style]).to(dtype))
         if self.axis == "rank":
-            hidden = hidden * torch.cat([m_content, m_style])
-        return linear(hidden, torch.cat([up_content, up_style], dim=1).to(dtype))
+            return linear(linear(x, down_RI) * torch.cat([m_content, m_style]), up_OR)
+        split = self.down_content.shape[0]
+        if self.axis == "columns":
+            masked = [down_RI[:split] * m_content, down_RI[split:] * m_style]
+            return linear(linear(x, torch.cat(masked)), up_OR)
+        masked = [up_OR[:, :split] * m_content[:, None], up_OR[:, split:] * m_style[:, None]]
+        return linear(linear(x, down_RI), torch.cat(masked, dim=1))
 
 
 class Merge:
@@ -78,15 +90,16 @@ class Merge:
 
     def __init__(self, base: Base, pairs: Pairs, axis: str) -> None:
         self.base, self.pairs, self.axis = base, pairs, axis
-        placed = {
-            name: tuple(pair.to(dtype=base.dtype, device=base.device) for pair in both)
-            for name, both in pairs.items()
-        }
-        self.masks = {name: Merged(first, second, axis) for name, (first, second) in placed.items()}
+        self.masks: dict[str, Merged] = {}
+        for name, both in pairs.items():
+            content, style = (pair.to(dtype=base.dtype, device=base.device) for pair in both)
+            self.masks[name] = Merged(content, style, axis)
         self.adapted = AdaptedUNet(base.unet, self.masks)
-        for index, kind in enumerate(("content", "style")):
-            single = {name: Fixed(both[index]) for name, both in placed.items() if both[index].rank}
-            self.adapted.add(kind, single)
+        for kind in ("content", "style"):
+            pairs_of_kind = {name: getattr(one, kind) for name, one in self.masks.items()}
+            self.adapted.add(
+                kind, {n: Fixed(pair) for n, pair in pairs_of_kind.items() if pair.rank}
+            )
         self.adapted.use("merged")
         self.shared = [name for name, both in pairs.items() if both[0].rank and both[1].rank]
 
@@ -234,29 +247,6 @@ def finish(
     return truncated(merged, ranks)
 
 
-def start_by_least_squares(merge: Merge, bank: Bank, damping: float = LSTSQ_DAMPING) -> None:
-    """Set all masks to the least-squares solution of their layer, see `b4m.train.lstsq`.
-
-    The inputs are those that the layers see in the teachers' forwards for the first few entries.
-    """
-    entries = min(len(bank), LSTSQ_ENTRIES)
-    with _recording(merge) as records:
-        for kind, side in (("content", bank.content), ("style", bank.style)):
-            merge.teach(kind, side.noisy_KCHW[:entries], bank.t_K[:entries], side.prompts)
-    for name, masked in merge.masks.items():
-        record = records[name]
-        pairs = masked.content, masked.style
-        if merge.axis == "columns":
-            solved = lstsq.solve_columns(*pairs, *record.sample(), damping)
-        else:
-            solve = lstsq.solve_ranks if merge.axis == "rank" else lstsq.solve_rows
-            solved = solve(*pairs, record.moments(), damping)
-        record.inputs.clear()
-        with torch.no_grad():
-            masked.m_content.copy_(solved[0])
-            masked.m_style.copy_(solved[1])
-
-
 class _Record:
     """What one linear saw under each teacher: second moments of D x, or a sample of x."""
 
@@ -284,6 +274,56 @@ class _Record:
     def moments(self) -> lstsq.Moments:
         means = {kind: total / self.tokens[kind] for kind, total in self.sums_RR.items()}
         return lstsq.Moments(means["content"], means["style"])
+
+
+def start_by_least_squares(merge: Merge, bank: Bank, damping: float = LSTSQ_DAMPING) -> None:
+    """Set all masks to the least-squares solution of their layer, see `b4m.train.lstsq`.
+
+    The inputs are those that the layers see in the teachers' forwards for the first few entries.
+    """
+    entries = min(len(bank), LSTSQ_ENTRIES)
+    with _recording(merge) as records:
+        for kind, side in (("content", bank.content), ("style", bank.style)):
+            merge.teach(kind, side.noisy_KCHW[:entries], bank.t_K[:entries], side.prompts)
+    solve = _solve_columns if merge.axis == "columns" else _solve_exactly
+    with torch.no_grad():
+        for name, (content, style) in solve(merge, records, damping).items():
+            merge.masks[name].m_content.copy_(content)
+            merge.masks[name].m_style.copy_(style)
+
+
+def _solve_exactly(
+    merge: Merge, records: Mapping[str, _Record], damping: float
+) -> dict[str, lstsq.Masks]:
+    rule = lstsq.solve_ranks if merge.axis == "rank" else lstsq.solve_rows
+    return {
+        name: rule(masked.content, masked.style, records[name].moments(), damping)
+        for name, masked in merge.masks.items()
+    }
+
+
+def _solve_columns(
+    merge: Merge, records: Mapping[str, _Record], damping: float
+) -> dict[str, lstsq.Masks]:
+    """Layers of equal shapes together: a few large operations instead of many small ones."""
+    samples = {name: record.sample() for name, record in records.items()}
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for name, masked in merge.masks.items():
+        shapes = (masked.up_content.shape, masked.up_style.shape, *(x.shape for x in samples[name]))
+        alike.setdefault(shapes, []).append(name)
+    solved: dict[str, lstsq.Masks] = {}
+    for names in alike.values():
+        for rows in _chunks(len(names), _LAYERS_AT_ONCE):
+            part = names[rows]
+            masks = lstsq.solve_columns(
+                [merge.masks[name].content for name in part],
+                [merge.masks[name].style for name in part],
+                torch.stack([samples[name][0] for name in part]),
+                torch.stack([samples[name][1] for name in part]),
+                damping,
+            )
+            solved |= dict(zip(part, masks, strict=True))
+    return solved
 
 
 @contextmanager

@@ -118,8 +118,8 @@ class NaiveMerge:
                 again = self._noisy(clean, noise, t_B)
                 back = self._noise(self.forward(own, again, t_B, text), again, t_B)
             merged = self.forward("merged", x, t_B, text)
-            total = total + (merged - single).square().mean()
-            total = total + cycle * (self._noise(merged, x, t_B) - back).square().mean()
+            total = total + (merged - single).square().sum().sqrt()
+            total = total + cycle * (self._noise(merged, x, t_B) - back).square().sum().sqrt()
         terms = []
         for name, one in self.layers.items():
             lead, follow = one.m_content.abs().sum(), one.m_style.abs().sum()

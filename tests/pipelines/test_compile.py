@@ -152,6 +152,15 @@ def test_a_cluster_without_accelerators_is_asked_for_none(repo_root: Path, tmp_p
     assert "nvidia.com/gpu" not in text
 
 
+def test_loops_run_no_more_tasks_at_once_than_the_environment_says(
+    repo_root: Path, tmp_path: Path
+) -> None:
+    text = _compile(repo_root, tmp_path / "one.yaml", B4M_PARALLEL="1")
+    root = next(iter(yaml.safe_load_all(text)))["root"]["dag"]["tasks"]
+    limits = [t["iteratorPolicy"]["parallelismLimit"] for t in root.values() if "iteratorPolicy" in t]
+    assert limits == [1, 1, 1]
+
+
 def test_every_task_gets_settings_and_secrets_and_none_is_written_down(
     spec: dict[str, Any], platform: dict[str, Any], repo_root: Path
 ) -> None:

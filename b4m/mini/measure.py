@@ -1,0 +1,251 @@
+"""Measure the offline world as its model cards state it, and draw their contact sheets.
+
+base:       does mini-SDXL draw the content and the style that the prompt names?
+evaluator:  does mini-CLIP know cells that it never saw?
+vae:        how well do latents reconstruct, on seen and on unseen styles?
+"""
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from b4m.evaluate.encoders import ClipEncoder, open_encoder
+from b4m.mini import captions, vae
+from b4m.mini.grid import Cell
+from b4m.mini.recipe import Recipe
+from b4m.mini.styles import STYLES
+from b4m.mini.tiles import Tiles
+from b4m.sdxl.load import Base, load_base
+from b4m.sdxl.sample import sample
+
+SHEET_CONTENTS = (
+    "cat",
+    "lion",
+    "koala",
+    "rooster",
+    "shark",
+    "tulip",
+    "banana",
+    "pizza",
+    "house",
+    "bus",
+    "guitar",
+    "mobile-phone",
+)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """mini-CLIP with the names of the grid: which content, which style is in a picture."""
+
+    encoder: ClipEncoder
+    contents: list[str]
+    styles: list[str]
+
+    def content_scores(self, features: np.ndarray) -> np.ndarray:
+        """Cosines with every content's name, N x contents."""
+        return features @ self._texts("content", self.contents).T
+
+    def style_scores(self, features: np.ndarray) -> np.ndarray:
+        """Cosines with every style's words, N x styles."""
+        return features @ self._texts("style", self.styles).T
+
+    def _texts(self, kind: str, ids: Sequence[str]) -> np.ndarray:
+        names = self.encoder.names[kind]
+        return self.encoder.encode_texts([names.template.format(names.words[i]) for i in ids])
+
+
+def measure(tiles: Tiles, models: Path, recipe: Recipe, out: Path, prompts: int = 200) -> None:
+    """Write `out/measures.json`, `out/base.png` and `out/vae.png`.
+
+    Args:
+        tiles: the grid that the models were trained on.
+        models: folder with mini-sdxl and mini-clip.
+        recipe: what they were trained by.
+        out: folder to write.
+        prompts: held-in cells that are drawn.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    base = load_base(str(models / "mini-sdxl"))
+    encoder = open_encoder(str(models / "mini-clip"))
+    assert isinstance(encoder, ClipEncoder)
+    contents = list(dict.fromkeys(cell.content.id for cell in tiles.cells))
+    styles = list(dict.fromkeys(cell.style.id for cell in tiles.cells))
+    judge = Judge(encoder, contents, styles)
+    found: dict[str, Any] = {
+        "vae": _vae(base, tiles, out / "vae.png"),
+        "evaluator": _evaluator(judge, tiles, recipe),
+        "base": _base(judge, base, tiles, prompts),
+    }
+    (out / "measures.json").write_text(json.dumps(found, indent=1) + "\n")
+    sheet(base, tiles, styles).save(out / "base.png", optimize=True)
+
+
+def _pictures(tiles: Tiles, positions: Sequence[int]) -> list[Image.Image]:
+    return [Image.fromarray(tiles.pictures[position]) for position in positions]
+
+
+@torch.no_grad()
+def _vae(base: Base, tiles: Tiles, picture: Path) -> dict[str, float]:
+    """PSNR in dB by split, mean over cells."""
+    model: Any = base.vae
+    generator = random.Random(0)
+    found, rows = {}, []
+    for split in ("base", "content", "style", "both"):
+        every = tiles.positions(split)
+        chosen = generator.sample(every, min(120, len(every)))
+        tensor = tiles.tensor(chosen, torch.device("cpu"), base.pixels)
+        found[split] = float(vae.psnr(model, tensor).mean())
+        x = tensor[:14].float() / 127.5 - 1.0
+        decoded = model.decode(model.encode(x).latent_dist.mean).sample
+        rows += [x, decoded]
+    for kind in sorted({cell.style.id for cell in tiles.cells if cell.style.held_out}):
+        positions = [i for i, cell in enumerate(tiles.cells) if cell.style.id == kind][::6]
+        tensor = tiles.tensor(positions, torch.device("cpu"), base.pixels)
+        found[kind] = float(vae.psnr(model, tensor).mean())
+    strips = [torch.cat(list(row), dim=2) for row in rows]
+    grid = ((torch.cat(strips, dim=1).clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0)
+    Image.fromarray(grid.numpy()).save(picture, optimize=True)
+    return found
+
+
+def _evaluator(judge: Judge, tiles: Tiles, recipe: Recipe) -> dict[str, float]:
+    """mini-CLIP on cells of held-out contents in the styles that it never saw them in."""
+    unseen = recipe.clip.unseen_styles
+    cells = [
+        i for i, cell in enumerate(tiles.cells) if cell.content.held_out and cell.style.id in unseen
+    ]
+    held = list(dict.fromkeys(tiles.cells[i].content.id for i in cells))
+    features = judge.encoder.encode_pictures(_pictures(tiles, cells))
+    truth = np.array([held.index(tiles.cells[i].content.id) for i in cells])
+    named = judge.content_scores(features)[:, [judge.contents.index(name) for name in held]]
+    styles = np.array([judge.styles.index(tiles.cells[i].style.id) for i in cells])
+    order = {
+        style: [i for i, c in enumerate(cells) if tiles.cells[c].style.id == style]
+        for style in unseen
+    }
+    hits = []
+    for first in unseen:
+        for second in unseen:
+            if first != second:
+                likeness = features[order[first]] @ features[order[second]].T
+                hits.append(float((likeness.argmax(1) == np.arange(len(held))).mean()))
+    independent = open_encoder("efficientnet-lite0").encode_pictures(_pictures(tiles, cells))
+    pairs = np.triu_indices(len(cells), 1)
+    correlation = np.corrcoef((features @ features.T)[pairs], (independent @ independent.T)[pairs])
+    return {
+        "names": len(held),
+        "text_to_picture_r1": _recall(named, truth),
+        "picture_to_name_top1": float((named.argmax(1) == truth).mean()),
+        "style_accuracy": float((judge.style_scores(features).argmax(1) == styles).mean()),
+        "same_content_first": float(np.mean(hits)),
+        "correlation_with_efficientnet": float(correlation[0, 1]),
+    }
+
+
+def _recall(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Share of names whose best picture shows that name."""
+    return float(np.mean([truth[scores[:, name].argmax()] == name for name in set(truth)]))
+
+
+def _base(judge: Judge, base: Base, tiles: Tiles, prompts: int) -> dict[str, Any]:
+    """mini-SDXL on held-in cells, at several guidance scales; the best one in full."""
+    generator = random.Random(1)
+    positions = generator.sample(tiles.positions("base"), prompts)
+    cells = [tiles.cells[position] for position in positions]
+    found: dict[str, Any] = {
+        "prompts": prompts,
+        "real": _judged(judge, cells, _pictures(tiles, positions), tiles),
+    }
+    for guidance in (2.0, 3.5, 5.0):
+        begun = time.perf_counter()
+        drawn = [
+            sample(
+                base,
+                [captions.full(cell.content, cell.style)],
+                [number],
+                steps=25,
+                guidance=guidance,
+            )[0]
+            for number, cell in enumerate(cells[: max(1, prompts // 4)])
+        ]
+        seconds = (time.perf_counter() - begun) / len(drawn)
+        found[f"guidance {guidance} (quarter)"] = {
+            **_judged(judge, cells[: len(drawn)], drawn, tiles),
+            "seconds": seconds,
+        }
+    best = max((2.0, 3.5, 5.0), key=lambda g: found[f"guidance {g} (quarter)"]["content_top1"])
+    begun = time.perf_counter()
+    drawn = []
+    for start in range(0, prompts, 8):
+        chunk = cells[start : start + 8]
+        drawn += sample(
+            base,
+            [captions.full(c.content, c.style) for c in chunk],
+            [start],
+            steps=25,
+            guidance=best,
+            batch_size=8,
+        )
+    found["guidance"] = best
+    found["seconds_in_batches"] = (time.perf_counter() - begun) / prompts
+    found |= _judged(judge, cells, drawn, tiles)
+    return found
+
+
+def _judged(
+    judge: Judge, cells: Sequence[Cell], drawn: Sequence[Image.Image], tiles: Tiles
+) -> dict[str, float]:
+    features = judge.encoder.encode_pictures(drawn)
+    contents = np.array([judge.contents.index(cell.content.id) for cell in cells])
+    styles = np.array([judge.styles.index(cell.style.id) for cell in cells])
+    # the independent check: the nearest real picture of that style shows the right content
+    independent = open_encoder("efficientnet-lite0")
+    own = independent.encode_pictures(drawn)
+    right = []
+    for style in sorted({cell.style.id for cell in cells}):
+        real = [i for i, cell in enumerate(tiles.cells) if cell.style.id == style]
+        reference = independent.encode_pictures(_pictures(tiles, real))
+        for number in (i for i, cell in enumerate(cells) if cell.style.id == style):
+            nearest = tiles.cells[real[int((reference @ own[number]).argmax())]]
+            right.append(nearest.content.id == cells[number].content.id)
+    return {
+        "content_top1": float((judge.content_scores(features).argmax(1) == contents).mean()),
+        "style_top1": float((judge.style_scores(features).argmax(1) == styles).mean()),
+        "efficientnet_nearest": float(np.mean(right)),
+    }
+
+
+def sheet(base: Base, tiles: Tiles, styles: Sequence[str], guidance: float = 3.0) -> Image.Image:
+    """Twelve contents in every style that the base saw: drawn above, real below."""
+    seen = [style for style in STYLES if style.id in styles and not style.held_out]
+    where = {(cell.content.id, cell.style.id): i for i, cell in enumerate(tiles.cells)}
+    known = [name for name in SHEET_CONTENTS if (name, seen[0].id) in where]
+    side, gap = base.pixels, 4
+    picture = Image.new("RGB", (len(seen) * (side + gap), len(known) * 2 * (side + gap)), "white")
+    for row, name in enumerate(known):
+        cells = [tiles.cells[where[name, style.id]] for style in seen]
+        drawn = sample(
+            base,
+            [captions.full(c.content, c.style) for c in cells],
+            [row],
+            steps=25,
+            guidance=guidance,
+            batch_size=12,
+        )
+        for column, cell in enumerate(cells):
+            real = Image.fromarray(tiles.pictures[where[name, cell.style.id]])
+            place = column * (side + gap), row * 2 * (side + gap)
+            picture.paste(drawn[column], place)
+            picture.paste(
+                real.resize((side, side), Image.Resampling.BOX), (place[0], place[1] + side + gap)
+            )
+    return picture
