@@ -77,6 +77,7 @@ class MergeSettings:
     make_lr: float = _setting(1e-4, "B4M make: learning rate")
     preconditioner: str = _setting("riemannian", "B4M make: optimizer", ("riemannian", "plain"))
     damping: float = _setting(1e-2, "B4M make: delta of the preconditioner")
+    batch_size: int = _setting(1, "B4M make: pictures of either kind in one forward")
     accumulation: int = _setting(4, "B4M make: forwards per optimizer step")
     weight_decay: float = _setting(1e-2, "decoupled weight decay of make")
     clip: float = _setting(1.0, "largest gradient norm")
@@ -112,7 +113,7 @@ RECIPES: Mapping[str, Mapping[str, Mapping[str, object]]] = {
             "lr": 2e-3,
             "lr_other": 2e-4,
         },
-        "merge": {"accumulation": 1, "make_lr": 1e-3},
+        "merge": {"batch_size": 4, "accumulation": 1, "make_lr": 1e-3},
         "sample": {"guidance": 3.0, "batch_size": 16},
     },
 }

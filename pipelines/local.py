@@ -3,6 +3,7 @@
 import builtins
 import os
 import sys
+import traceback
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -14,6 +15,7 @@ from kfp.dsl import base_component
 from pipelines.results import clear, collect, missing
 from pipelines.transcript import Task, Transcript
 
+LOG = "pipeline.log"
 # Settings of the library that containers share with this process
 PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
 
@@ -35,26 +37,30 @@ def run(
     Returns:
         The exit status: 0 only if all results are there.
     """
+    if out.exists() and not (out / LOG).exists() and any(out.iterdir()):
+        print(f"{out} holds something else than a run; give another folder for the results")
+        return 2
     clear(out)
     out.mkdir(parents=True, exist_ok=True)
     root = out / "pipeline"
     _local_environment()
     local.init(_runner(runner), pipeline_root=str(root), workspace_root=str(root / "workspace"))
-    with (out / "pipeline.log").open("w", encoding="utf-8") as log:
+    with (out / LOG).open("w", encoding="utf-8") as log:
         transcript = Transcript(sys.stdout, log, _display_names(pipeline))
         failure = ""
         with _captured(transcript):
             try:
                 pipeline(**arguments)
-            except RuntimeError as error:  # KFP's only way to tell that a task failed
-                failure = str(error)
+            except Exception as error:  # a RuntimeError of KFP, or Docker that is not there
+                traceback.print_exc(file=log)
+                failure = f"{type(error).__name__}: {error}"
     unfinished = [task for task in transcript.tasks if task.ended is None]
     if failure or unfinished:
         _explain(failure, unfinished, out)
         return 1
     methods = arguments.get("methods") or pipeline.component_spec.inputs["methods"].default
     collect(root, out, methods[0])
-    lacking = missing(out)
+    lacking = [*missing(out), *_missing_database()]
     if lacking:
         print(f"The run ended, but these results are missing: {', '.join(lacking)}")
         return 1
@@ -95,6 +101,13 @@ def _local_environment() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *([path] if path else [])])
 
 
+def _missing_database() -> List[str]:
+    """The file of MLflow's database, when runs should be in one and it is not there."""
+    kind, _, file = os.environ["MLFLOW_TRACKING_URI"].partition(":///")
+    recorded = os.environ.get("B4M_TRACKING", "").lower() != "off"
+    return [file] if kind == "sqlite" and recorded and not Path(file).is_file() else []
+
+
 def _runner(kind: str) -> Any:
     if kind == "subprocess":
         return local.SubprocessRunner(use_venv=False)
@@ -129,4 +142,4 @@ def _explain(failure: str, unfinished: List[Task], out: Path) -> None:
             print(f"    {line}")
     if not unfinished:
         print(f"The run failed: {failure}")
-    print(f"Everything that was printed: {out / 'pipeline.log'}")
+    print(f"Everything that was printed: {out / LOG}")

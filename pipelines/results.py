@@ -39,7 +39,7 @@ def artifacts(run: Path) -> List[Artifact]:
 
 def clear(out: Path) -> None:
     """Remove the results of an earlier run, so that nothing old is taken for new."""
-    for name in ("report.html", "scores.csv"):
+    for name in ("report.html", "scores.csv", "contact.png"):
         (out / name).unlink(missing_ok=True)
     for name in ("images", "adapters", "pipeline"):
         shutil.rmtree(out / name, ignore_errors=True)
@@ -54,6 +54,7 @@ def collect(run: Path, out: Path, method: str) -> None:
     shelves = [a.path for a in found if a.name == "adapters"]
     for source in pages:
         _copy(source, out / "report.html")
+        _copy(source.with_name("contact.png"), out / "contact.png")
     for source in scores:
         _copy(source, out / "scores.csv")
     for artifact in merged:

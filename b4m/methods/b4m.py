@@ -294,14 +294,14 @@ def joined(content: Adapter, style: Adapter) -> dict[str, PLP]:
 def _fit_make(
     content: Adapter, style: Adapter, plps: dict[str, PLP], context: MergeContext
 ) -> None:
-    """Train the joined projections in place; each forward holds one picture of either kind."""
+    """Train the joined projections in place; each forward holds pictures of both kinds."""
     settings = context.settings
     base = context.load()
     require_same_base(content, style, base)
     folder, rows = _references(content, style, context)
     cache = Cache(context.workdir / "cache", base)
     sides = [read_examples(folder, part, base, cache) for part in rows]
-    size = 1  # pictures of either kind in a forward, as released
+    size = settings.batch_size
     orders = [
         Order(len(side), size, settings.seed, kind)
         for side, kind in zip(sides, ("content", "style"), strict=True)

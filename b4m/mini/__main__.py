@@ -17,7 +17,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="b4m mini", description=__doc__)
     parser.add_argument(
         "what",
-        choices=("grid", "tiles", "vae", "base", "clip", "measure"),
+        choices=("grid", "tiles", "vae", "base", "clip", "measure", "publish"),
         help="grid: the pictures that users need; tiles: the whole training grid; "
         "vae, base, clip: train that model; measure: numbers and pictures of "
         "the model cards",
@@ -114,6 +114,10 @@ def _run(arguments: argparse.Namespace) -> None:
         from b4m.mini import measure
 
         measure.measure(built, arguments.work, recipe, arguments.work / "card")
+    elif arguments.what == "publish":
+        from b4m.mini import publish
+
+        publish.publish(arguments.archives, arguments.work, recipe, Path("data"), arguments.workers)
 
 
 if __name__ == "__main__":

@@ -157,8 +157,8 @@ def test_loops_run_no_more_tasks_at_once_than_the_environment_says(
 ) -> None:
     text = _compile(repo_root, tmp_path / "one.yaml", B4M_PARALLEL="1")
     root = next(iter(yaml.safe_load_all(text)))["root"]["dag"]["tasks"]
-    limits = [t["iteratorPolicy"]["parallelismLimit"] for t in root.values() if "iteratorPolicy" in t]
-    assert limits == [1, 1, 1]
+    limits = [task["iteratorPolicy"] for task in root.values() if "iteratorPolicy" in task]
+    assert limits == [{"parallelismLimit": 1}] * 3
 
 
 def test_every_task_gets_settings_and_secrets_and_none_is_written_down(

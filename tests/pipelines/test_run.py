@@ -37,6 +37,31 @@ def test_a_failed_task_fails_the_run_and_says_which_and_why(
     assert not (tmp_path / "out/report.html").exists()
 
 
+def test_a_folder_with_other_things_is_not_taken_for_results(
+    repo_root: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "mine/images/holiday.png"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"picture")
+    done = _run(repo_root, tmp_path / "mine", B4M_TRACKING="off")
+    assert done.returncode == 2
+    assert "give another folder" in done.stdout
+    assert picture.read_bytes() == b"picture"
+
+
+def test_an_unknown_method_is_told_before_anything_is_trained(
+    repo_root: Path, tmp_path: Path, own_pictures: Path
+) -> None:
+    flags = ("--source", str(own_pictures), "--content", "cat", "--style", "ink")
+    done = _run(
+        repo_root, tmp_path / "out", *flags, "--methods", "direct", "magic", B4M_TRACKING="off"
+    )
+    assert done.returncode == 1
+    assert "Task failed: prepare data" in done.stdout
+    assert "unknown merge method 'magic'" in done.stdout
+    assert "train" not in done.stdout
+
+
 @pytest.mark.slow
 def test_the_whole_pipeline_runs_from_own_pictures_to_the_report(
     repo_root: Path, tmp_path: Path, own_pictures: Path, tiny_base: Path, tiny_evaluator: Path
