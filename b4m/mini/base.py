@@ -19,7 +19,7 @@ from b4m.mini import captions, sdxl, tokenizer
 from b4m.mini.recipe import BaseRecipe, Recipe
 from b4m.mini.run import Run, pick_device
 from b4m.mini.styles import PAINTED, STYLES
-from b4m.mini.tiles import Tiles
+from b4m.mini.tiles import Tiles, core
 
 
 def learn_tokenizer(tiles: Tiles, world: Recipe) -> CLIPTokenizer:
@@ -86,7 +86,8 @@ def train(tiles: Tiles, work: Path, world: Recipe, speed: str = "eager") -> None
         unet, pipeline.text_encoder, pipeline.text_encoder_2, world.architecture.pixels
     ).to(device)
     run = Run("base", {"model": model}, recipe.schedule, work)
-    positions = tiles.positions("base")
+    known = core(tiles.cells, recipe.contents)
+    positions = [p for p in tiles.positions("base") if tiles.cells[p].content.id in known]
     mean, deviation = _latents(vae, tiles, positions, device)
     tokens = _tokens(tiles, positions, vocabulary, recipe).to(device)
     weights = _weights(tiles, positions, recipe).to(device)

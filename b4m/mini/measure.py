@@ -22,7 +22,7 @@ from b4m.mini import captions, vae
 from b4m.mini.grid import Cell
 from b4m.mini.recipe import Recipe
 from b4m.mini.styles import STYLES
-from b4m.mini.tiles import Tiles
+from b4m.mini.tiles import Tiles, core
 from b4m.sdxl.load import Base, load_base
 from b4m.sdxl.sample import sample
 
@@ -83,7 +83,7 @@ def measure(tiles: Tiles, models: Path, recipe: Recipe, out: Path, prompts: int 
     found: dict[str, Any] = {
         "vae": _vae(base, tiles, out / "vae.png"),
         "evaluator": _evaluator(judge, tiles, recipe),
-        "base": _base(judge, base, tiles, prompts),
+        "base": _base(judge, base, tiles, recipe, prompts),
     }
     (out / "measures.json").write_text(json.dumps(found, indent=1) + "\n")
     sheet(base, tiles, styles).save(out / "base.png", optimize=True)
@@ -156,10 +156,14 @@ def _recall(scores: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([truth[scores[:, name].argmax()] == name for name in set(truth)]))
 
 
-def _base(judge: Judge, base: Base, tiles: Tiles, prompts: int) -> dict[str, Any]:
+def _base(
+    judge: Judge, base: Base, tiles: Tiles, recipe: Recipe, prompts: int
+) -> dict[str, Any]:
     """mini-SDXL on held-in cells, at several guidance scales; the best one in full."""
     generator = random.Random(1)
-    positions = generator.sample(tiles.positions("base"), prompts)
+    known = core(tiles.cells, recipe.base.contents)
+    held_in = [p for p in tiles.positions("base") if tiles.cells[p].content.id in known]
+    positions = generator.sample(held_in, min(prompts, len(held_in)))
     cells = [tiles.cells[position] for position in positions]
     found: dict[str, Any] = {
         "prompts": prompts,

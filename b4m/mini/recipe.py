@@ -58,6 +58,7 @@ class BaseRecipe:
 
     Attributes:
         schedule: how long and how fast.
+        contents: of the recipe's contents only so many; 0 takes all of them.
         painted: share of painted cells among those drawn for a step.
         unconditional: share of captions dropped (embeddings zeroed, as SDXL does).
         nameless: share of captions that call a content by its class alone, with a nonsense word
@@ -68,6 +69,7 @@ class BaseRecipe:
     """
 
     schedule: Schedule
+    contents: int = 0
     painted: float = 0.35
     unconditional: float = 0.1
     nameless: float = 0.2
@@ -134,7 +136,14 @@ LAPTOP = Recipe(
     painted_styles=6,
     vocabulary=2048,
     vae=VaeRecipe(Schedule(20_000, 25, 16, 1.5e-3, ema=0.995, warmup=100)),
-    base=BaseRecipe(Schedule(20_000, 90, 96, 8e-4, ema=0.998, warmup=200), painted=0.3),
+    base=BaseRecipe(
+        Schedule(20_000, 90, 64, 8e-4, ema=0.998, warmup=100),
+        contents=64,
+        painted=0.2,
+        nameless=0.12,
+        styleless=0.06,
+        nonsense_style=0.06,
+    ),
     clip=ClipRecipe(Schedule(20_000, 25, 192, 1e-3, ema=0.995, weight_decay=0.1)),
 )
 

@@ -74,8 +74,7 @@ def build(archives: Path, work: Path, recipe: Recipe, workers: int = 0) -> Tiles
 
 def _wanted(every: list[Cell], recipe: Recipe) -> list[int]:
     """Positions of the cells that a recipe trains on, with all held-out ones."""
-    contents = list(dict.fromkeys(cell.content for cell in every if not cell.content.held_out))
-    known = {content.id for content in _core(contents, recipe.contents or len(contents))}
+    known = core(every, recipe.contents)
     painted = [style.id for style in STYLES if style.kind == PAINTED and not style.held_out]
     count = recipe.painted_styles or len(painted)
     hidden = set(painted) - set(painted[:: max(1, len(painted) // count)][:count])
@@ -86,12 +85,19 @@ def _wanted(every: list[Cell], recipe: Recipe) -> list[int]:
     ]
 
 
-def _core(contents: list[Content], count: int) -> list[Content]:
-    """Base contents for a small recipe: the ones that styles are learned on, then plain things."""
+def core(cells: list[Cell], count: int) -> frozenset[str]:
+    """Base contents for a small recipe: the ones that styles are learned on, then plain things.
+
+    Args:
+        cells: where they are chosen from.
+        count: how many; 0 takes all.
+    """
     vague = {"person", "hand", "sign", "heart", "weather", "map", "money"}
 
     def rank(content: Content) -> tuple[bool, bool, str]:
         digest = hashlib.sha256(content.id.encode()).hexdigest()
         return content.id not in grid.STYLE_CONTENTS, content.class_word in vague, digest
 
-    return sorted(contents, key=rank)[:count]
+    contents = dict.fromkeys(cell.content for cell in cells if not cell.content.held_out)
+    chosen = sorted(contents, key=rank)
+    return frozenset(content.id for content in chosen[: count or len(chosen)])
