@@ -107,10 +107,10 @@ def train(
     from b4m.adapters.files import write_adapter
     from b4m.data.manifest import data_hash, read_manifest
     from b4m.tracking import open_tracker
-    from b4m.train.shelf import place
+    from b4m.train.shelf import place, used_rows
 
     folder = Path(data)
-    pictures = data_hash(folder, read_manifest(folder))
+    pictures = data_hash(folder, used_rows(read_manifest(folder), kind, concept, method))
     given = dict(settings or {})
     resolve(TrainSettings, given)  # a wrong setting is told before the base is loaded
     model = _load(base, given)

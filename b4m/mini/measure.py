@@ -26,6 +26,7 @@ from b4m.mini.tiles import Tiles, core
 from b4m.sdxl.load import Base, load_base
 from b4m.sdxl.sample import sample
 
+GUIDANCES = (2.0, 3.5, 5.0)
 SHEET_CONTENTS = (
     "cat",
     "lion",
@@ -156,53 +157,37 @@ def _recall(scores: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([truth[scores[:, name].argmax()] == name for name in set(truth)]))
 
 
-def _base(
-    judge: Judge, base: Base, tiles: Tiles, recipe: Recipe, prompts: int
-) -> dict[str, Any]:
+def _base(judge: Judge, base: Base, tiles: Tiles, recipe: Recipe, prompts: int) -> dict[str, Any]:
     """mini-SDXL on held-in cells, at several guidance scales; the best one in full."""
     generator = random.Random(1)
     known = core(tiles.cells, recipe.base.contents)
     held_in = [p for p in tiles.positions("base") if tiles.cells[p].content.id in known]
     positions = generator.sample(held_in, min(prompts, len(held_in)))
     cells = [tiles.cells[position] for position in positions]
-    found: dict[str, Any] = {
-        "prompts": prompts,
-        "real": _judged(judge, cells, _pictures(tiles, positions), tiles),
-    }
-    for guidance in (2.0, 3.5, 5.0):
-        begun = time.perf_counter()
-        drawn = [
-            sample(
-                base,
-                [captions.full(cell.content, cell.style)],
-                [number],
-                steps=25,
-                guidance=guidance,
-            )[0]
-            for number, cell in enumerate(cells[: max(1, prompts // 4)])
-        ]
-        seconds = (time.perf_counter() - begun) / len(drawn)
-        found[f"guidance {guidance} (quarter)"] = {
-            **_judged(judge, cells[: len(drawn)], drawn, tiles),
-            "seconds": seconds,
-        }
-    best = max((2.0, 3.5, 5.0), key=lambda g: found[f"guidance {g} (quarter)"]["content_top1"])
+    real = _judged(judge, cells, _pictures(tiles, positions), tiles)
+    found: dict[str, Any] = {"prompts": len(cells), "real": real}
+    few = cells[: max(1, len(cells) // 8)]
+    for guidance in GUIDANCES:
+        scores = _judged(judge, few, _drawn(base, few, guidance), tiles)
+        found[f"{len(few)} prompts at guidance {guidance}"] = scores
+    best = max(
+        GUIDANCES,
+        key=lambda g: found[f"{len(few)} prompts at guidance {g}"]["content_top1"],
+    )
     begun = time.perf_counter()
-    drawn = []
-    for start in range(0, prompts, 8):
-        chunk = cells[start : start + 8]
-        drawn += sample(
-            base,
-            [captions.full(c.content, c.style) for c in chunk],
-            [start],
-            steps=25,
-            guidance=best,
-            batch_size=8,
-        )
+    drawn = _drawn(base, cells, best)
     found["guidance"] = best
-    found["seconds_in_batches"] = (time.perf_counter() - begun) / prompts
-    found |= _judged(judge, cells, drawn, tiles)
-    return found
+    found["seconds_in_batches"] = (time.perf_counter() - begun) / len(cells)
+    return found | _judged(judge, cells, drawn, tiles)
+
+
+def _drawn(base: Base, cells: Sequence[Cell], guidance: float) -> list[Image.Image]:
+    """One picture per cell, 25 steps, in batches of 8."""
+    drawn: list[Image.Image] = []
+    for start in range(0, len(cells), 8):
+        prompts = [captions.full(c.content, c.style) for c in cells[start : start + 8]]
+        drawn += sample(base, prompts, [start], steps=25, guidance=guidance, batch_size=8)
+    return drawn
 
 
 def _judged(

@@ -90,8 +90,8 @@ class ClipRecipe:
     schedule: Schedule
     unseen_styles: tuple[str, ...] = ("openmoji", "noto-v1", "emojione")
     few_contents: int = 24
-    full_batches: float = 0.4
-    looks: float = 0.25
+    full_batches: float = 0.3
+    looks: float = 0.35
     embed_dim: int = 128
     pixels: int = 64
     vision_layers: tuple[int, int, int, int] = (1, 1, 2, 1)

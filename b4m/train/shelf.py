@@ -6,7 +6,10 @@ and captions, and the library's own code.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+
+from b4m.data.manifest import Picture, partner_rows, training_rows
 
 _FLOORS = ("adapters", "data", "methods", "sdxl", "train")
 
@@ -24,3 +27,21 @@ def place(work: Path, *parts: object) -> Path:
         for file in sorted((root / floor).glob("*.py")):
             digest.update(file.read_bytes())
     return work / "adapters" / f"{digest.hexdigest()[:24]}.safetensors"
+
+
+def used_rows(rows: Sequence[Picture], kind: str, concept: str, method: str) -> list[Picture]:
+    """The lines of a manifest that a training reads: a new style does not train the content anew.
+
+    Args:
+        rows: all lines.
+        kind: content, style or joint.
+        concept: name of what is trained.
+        method: b4m trains with partners of the other kind.
+
+    Raises:
+        B4MError: if there is no such concept.
+    """
+    if kind == "joint":
+        return list(rows)
+    used = list(training_rows(rows, kind, concept))
+    return used + list(partner_rows(rows, kind)) if method == "b4m" else used
