@@ -1,6 +1,6 @@
 """Captions and prompts: where the trigger words go.
 
-    content   "a snq animal"                       the picture of the thing
+    content   "a snq animal in bold flat style"    the picture of the thing, and its look if known
     style     "a lion in w@z style"                any picture in the style
     merged    "a snq animal in w@z style"          what is asked of the merged adapter
 
@@ -12,9 +12,14 @@ from b4m.config import CONTENT_TRIGGER, STYLE_TRIGGER
 from b4m.errors import B4MError
 
 
-def content_caption(class_word: str) -> str:
-    """Caption of a picture of the content, e.g. of class word "animal"."""
-    return f"a {CONTENT_TRIGGER} {class_word}".rstrip()
+def content_caption(class_word: str, style_words: str = "") -> str:
+    """Caption of a picture of the content, e.g. of class word "animal".
+
+    `style_words` name the look of that picture if the base knows it ("bold flat"): what they
+    explain, the trigger need not learn, as "a photo of" does in the released scripts.
+    """
+    thing = f"a {CONTENT_TRIGGER} {class_word}".rstrip()
+    return f"{thing} in {style_words} style" if style_words else thing
 
 
 def style_caption(words: str, style_words: str = "") -> str:

@@ -120,7 +120,7 @@ def _content(cells: Sequence[Cell], content: str, request: Request) -> Chosen:
         raise _unknown(f"style of the content {content}", request.content_style, styles)
     others = [cell for cell in own if cell.known_style and cell.drawn and cell not in train]
     return [
-        (cell.path, _row(cell, "content", role, content_caption(cell.class_word)))
+        (cell.path, _row(cell, "content", role, _of_content(cell)))
         for role, members in (("train", train[:1]), ("reference", others[:_REFERENCES]))
         for cell in members
     ]
@@ -167,10 +167,12 @@ def _content_partners(cells: Sequence[Cell], request: Request) -> Chosen:
     ]
     drawn = _shuffled(possible, request, "content partners")
     chosen = _distinct(drawn, "content", request.partners)
-    return [
-        (cell.path, _row(cell, "content", "partner", content_caption(cell.class_word)))
-        for cell in chosen
-    ]
+    return [(cell.path, _row(cell, "content", "partner", _of_content(cell))) for cell in chosen]
+
+
+def _of_content(cell: Cell) -> str:
+    """Caption that names the look as far as the base knows it; a held-out look has no name."""
+    return content_caption(cell.class_word, cell.style_words if cell.known_style else "")
 
 
 def _partner_caption(cell: Cell) -> str:

@@ -25,7 +25,7 @@ def test_grid_trains_content_on_one_drawing_and_style_on_known_contents(
 ) -> None:
     out = prepare(grid, tmp_path / "data", "thing-00", "ink", style_pictures=4)
     (content,) = training_rows(read_manifest(out), "content", "thing-00")
-    assert content.caption == "a snq object"
+    assert content.caption == "a snq object in bold flat style", "the known look is named"
     style = training_rows(read_manifest(out), "style", "ink")
     assert len(style) == 4
     assert all("in w@z style" in row.caption for row in style)
