@@ -23,7 +23,7 @@ ALONE = [
 @dsl.pipeline(name="customize")
 def customize(
     content: str = "octopus",
-    style: str = "openmoji",
+    style: str = "painted-19",
     methods: List[str] = ["b4m", "direct"],
     seeds: List[int] = [0, 1, 2, 3],
     source: str = "data/emojigrid",

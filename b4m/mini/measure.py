@@ -164,11 +164,12 @@ def _base(judge: Judge, base: Base, tiles: Tiles, recipe: Recipe, prompts: int) 
     held_in = [p for p in tiles.positions("base") if tiles.cells[p].content.id in known]
     positions = generator.sample(held_in, min(prompts, len(held_in)))
     cells = [tiles.cells[position] for position in positions]
-    real = _judged(judge, cells, _pictures(tiles, positions), tiles)
+    nearest = Nearest(tiles)
+    real = _judged(judge, cells, _pictures(tiles, positions), nearest)
     found: dict[str, Any] = {"prompts": len(cells), "real": real}
     few = cells[: max(1, len(cells) // 8)]
     for guidance in GUIDANCES:
-        scores = _judged(judge, few, _drawn(base, few, guidance), tiles)
+        scores = _judged(judge, few, _drawn(base, few, guidance), nearest)
         found[f"{len(few)} prompts at guidance {guidance}"] = scores
     best = max(
         GUIDANCES,
@@ -178,7 +179,7 @@ def _base(judge: Judge, base: Base, tiles: Tiles, recipe: Recipe, prompts: int) 
     drawn = _drawn(base, cells, best)
     found["guidance"] = best
     found["seconds_in_batches"] = (time.perf_counter() - begun) / len(cells)
-    return found | _judged(judge, cells, drawn, tiles)
+    return found | _judged(judge, cells, drawn, nearest)
 
 
 def _drawn(base: Base, cells: Sequence[Cell], guidance: float) -> list[Image.Image]:
@@ -190,26 +191,42 @@ def _drawn(base: Base, cells: Sequence[Cell], guidance: float) -> list[Image.Ima
     return drawn
 
 
+class Nearest:
+    """The independent check: which real picture of a style is nearest, by EfficientNet-Lite0."""
+
+    def __init__(self, tiles: Tiles) -> None:
+        self._tiles = tiles
+        self._encoder = open_encoder("efficientnet-lite0")
+        self._real: dict[str, tuple[list[int], np.ndarray]] = {}
+
+    def right(self, cells: Sequence[Cell], pictures: Sequence[Image.Image]) -> float:
+        """Share of pictures whose nearest real one of their style shows their content."""
+        own = self._encoder.encode_pictures(pictures)
+        found = []
+        for cell, feature in zip(cells, own, strict=True):
+            positions, real = self._of(cell.style.id)
+            nearest = self._tiles.cells[positions[int((real @ feature).argmax())]]
+            found.append(nearest.content.id == cell.content.id)
+        return float(np.mean(found))
+
+    def _of(self, style: str) -> tuple[list[int], np.ndarray]:
+        if style not in self._real:
+            positions = [i for i, cell in enumerate(self._tiles.cells) if cell.style.id == style]
+            real = self._encoder.encode_pictures(_pictures(self._tiles, positions))
+            self._real[style] = positions, real
+        return self._real[style]
+
+
 def _judged(
-    judge: Judge, cells: Sequence[Cell], drawn: Sequence[Image.Image], tiles: Tiles
+    judge: Judge, cells: Sequence[Cell], drawn: Sequence[Image.Image], nearest: Nearest
 ) -> dict[str, float]:
     features = judge.encoder.encode_pictures(drawn)
     contents = np.array([judge.contents.index(cell.content.id) for cell in cells])
     styles = np.array([judge.styles.index(cell.style.id) for cell in cells])
-    # the independent check: the nearest real picture of that style shows the right content
-    independent = open_encoder("efficientnet-lite0")
-    own = independent.encode_pictures(drawn)
-    right = []
-    for style in sorted({cell.style.id for cell in cells}):
-        real = [i for i, cell in enumerate(tiles.cells) if cell.style.id == style]
-        reference = independent.encode_pictures(_pictures(tiles, real))
-        for number in (i for i, cell in enumerate(cells) if cell.style.id == style):
-            nearest = tiles.cells[real[int((reference @ own[number]).argmax())]]
-            right.append(nearest.content.id == cells[number].content.id)
     return {
         "content_top1": float((judge.content_scores(features).argmax(1) == contents).mean()),
         "style_top1": float((judge.style_scores(features).argmax(1) == styles).mean()),
-        "efficientnet_nearest": float(np.mean(right)),
+        "efficientnet_nearest": nearest.right(cells, drawn),
     }
 
 
