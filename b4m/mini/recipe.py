@@ -1,8 +1,10 @@
 """Every choice of the offline world's training, in one place.
 
-`b4m mini vae`, `base` and `clip` read a `Recipe` and nothing else. Two are kept: `laptop`, made in
-an evening on two CPU cores from 200 contents, and `accelerator`, the whole grid at 128 px, made in
-about twenty minutes on one data-centre GPU. A run ends when its steps are made or its minutes are
+`b4m mini vae`, `base` and `clip` read a `Recipe` and nothing else. Two are kept: `laptop`, 64 px,
+for an evening on two CPU cores, and `accelerator`, the whole grid at 128 px, planned for about
+twenty-five minutes of one data-centre GPU and not run on one yet.
+
+A run ends when its steps are made or its minutes are
 spent, whichever comes first; the learning rate falls to zero towards that end, so a run on a slow
 machine is a shorter one, not a broken one.
 """
