@@ -24,7 +24,7 @@ from PIL import Image
 from b4m.mini import contents as contents_module
 from b4m.mini import sources
 from b4m.mini.contents import Content
-from b4m.mini.styles import DRAWN, FLUENT, PAINTED, STYLES, Style
+from b4m.mini.styles import DRAWN, PAINTED, STYLES, Style
 
 PIXELS = 128
 _PAINT_PIXELS = 256  # the painting networks need room for their strokes
@@ -284,4 +284,4 @@ def _for_users(cell: Cell) -> bool:
     return content.id in STYLE_CONTENTS
 
 
-__all__ = ["FLUENT", "PIXELS", "Cell", "Sources", "render", "write", "write_manifest"]
+__all__ = ["PIXELS", "Cell", "Sources", "render", "write", "write_manifest"]

@@ -70,9 +70,7 @@ def credits_page(digest: str) -> str:
     """
 
     def line(package: Package) -> str:
-        return (
-            f"| {_MAKERS[package.name]} | {package.name} {package.version} | {package.licence} |"
-        )
+        return f"| {_MAKERS[package.name]} | {package.name} {package.version} | {package.licence} |"
 
     rows = "\n".join(line(package) for package in PACKAGES)
     return f"""# EmojiGrid: credits
