@@ -20,7 +20,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from b4m import __version__, config
 from b4m.errors import B4MError
 
-VERBS = ("prepare", "train", "merge", "sample", "evaluate", "report", "inspect", "convert")
+VERBS = (
+    "prepare",
+    "train",
+    "merge",
+    "sample",
+    "evaluate",
+    "report",
+    "compare",
+    "inspect",
+    "convert",
+)
 SETTINGS: Mapping[str, type] = {
     "train": config.TrainSettings,
     "merge": config.MergeSettings,
@@ -32,6 +42,7 @@ POSITIONAL: Mapping[str, tuple[str, ...]] = {
     "merge": ("content", "style"),
     "evaluate": ("samples",),
     "report": ("samples",),
+    "compare": ("source",),
     "inspect": ("file",),
     "convert": ("file",),
 }
@@ -56,12 +67,14 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         'b4m sample --adapter runs/mine/merged.safetensors --prompt "a snq octopus in w@z style"'
         " --out runs/mine/samples/own",
     ),
-    "evaluate": (
-        "b4m evaluate runs/mine/samples/* --data runs/mine/data --out runs/mine/scores",
-    ),
+    "evaluate": ("b4m evaluate runs/mine/samples/* --data runs/mine/data --out runs/mine/scores",),
     "report": (
         "b4m report runs/mine/samples/* --scores runs/mine/scores --data runs/mine/data"
         " --out runs/mine/report.html",
+    ),
+    "compare": (
+        "b4m compare data/emojigrid --content octopus owl --style openmoji painted-19"
+        " --method b4m duolora direct --out runs/compare",
     ),
     "inspect": ("b4m inspect runs/mine/merged.safetensors",),
     "convert": (

@@ -22,8 +22,10 @@ def concepts_of(adapters: Sequence["Adapter"]) -> tuple[str, str]:
     return content, next((a.metadata.style for a in adapters if a.metadata.style), "")
 
 
-def prompts_of(data: str | Path) -> list[tuple[str, str, str]]:
-    """Prompt, content and style of every pair in a prepared folder."""
+def prompts_of(
+    data: str | Path, content_name: str = "", style_name: str = ""
+) -> list[tuple[str, str, str]]:
+    """Prompt, content and style of every pair in a prepared folder, or of the pairs asked for."""
     if not str(data):
         raise B4MError("nothing to draw: give a prompt, or a prepared folder that has them")
     rows = [row for row in read_manifest(Path(data)) if row.role == "train"]
@@ -31,11 +33,18 @@ def prompts_of(data: str | Path) -> list[tuple[str, str, str]]:
     styles = list(dict.fromkeys(row.concept for row in rows if row.kind == "style"))
     if not contents or not styles:
         raise B4MError(f"{data} holds no pair of a content and a style; give a prompt")
-    return [
+    jobs = [
         (merged_caption(word), content, style)
         for content, word in contents.items()
         for style in styles
+        if content_name in ("", content) and style_name in ("", style)
     ]
+    if not jobs:
+        asked = f"{content_name or 'any content'} in {style_name or 'any style'}"
+        raise B4MError(
+            f"{data} has no {asked}; it has {', '.join(contents)} and {', '.join(styles)}"
+        )
+    return jobs
 
 
 def method_of(adapters: Sequence["Adapter"], combine: str) -> str:

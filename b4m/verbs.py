@@ -1,6 +1,7 @@
 """The verbs: each works on files alone and writes one file or folder that stands alone.
 
     prepare -> train (content, style) -> merge -> sample -> evaluate -> report
+    compare: all of these for contents x styles x methods
     inspect, convert: look at an adapter file, or write it for another tool
 
 The command line, the Kubeflow components and library users call these same functions. Everything
@@ -199,6 +200,8 @@ def sample(
     combine: str = "direct",
     base: str = DEFAULT_BASE,
     settings: Settings = None,
+    content: str = "",
+    style: str = "",
 ) -> Path:
     """Draw pictures with an adapter, with several at once, or with the base alone.
 
@@ -212,6 +215,8 @@ def sample(
         combine: how several adapters act together: direct, or klora for two (content, style)
         base: base model: a folder, a hub id or a single-file checkpoint
         settings: see the settings below
+        content: of a prepared folder with several contents, draw this one
+        style: of a prepared folder with several styles, draw this one
 
     Returns:
         `out`.
@@ -227,7 +232,7 @@ def sample(
     files = [Path(file) for file in adapter]
     adapters = [read_adapter(file) for file in files]
     given = dict(settings or {})
-    jobs = [(text, *concepts_of(adapters)) for text in prompt] or prompts_of(data)
+    jobs = [(text, *concepts_of(adapters)) for text in prompt] or prompts_of(data, content, style)
     model = _load(base, given)
     wanted = resolve(SampleSettings, given, model.parameters)
     deltas, hook = together(adapters, combine, model, wanted)
@@ -248,8 +253,8 @@ def sample(
         {
             "label": label or name,
             "method": name,
-            "content": content,
-            "style": style,
+            "content": of_content,
+            "style": of_style,
             "prompt": text,
             "seed": number,
             "steps": wanted.steps,
@@ -258,7 +263,7 @@ def sample(
             "base_hash": model.hash,
             "adapter_hash": hashes,
         }
-        for text, content, style in jobs
+        for text, of_content, of_style in jobs
         for number in seed
     ]
     about = {hashes: {"files": [asdict(one.metadata) for one in adapters]}} if files else {}
@@ -332,6 +337,83 @@ def report(
     return page
 
 
+def compare(
+    source: str | Path,
+    out: str | Path,
+    content: Sequence[str],
+    style: Sequence[str],
+    method: Sequence[str] = ("b4m", "direct"),
+    seed: Sequence[int] = (0, 1),
+    style_pictures: int = 5,
+    base: str = DEFAULT_BASE,
+    evaluator: str = DEFAULT_EVALUATOR,
+    train_with: Sequence[str] = (),
+    merge_with: Sequence[str] = (),
+    sample_with: Sequence[str] = (),
+) -> Path:
+    """Compare methods on every pair of some contents and styles, in one report.
+
+    Beside the methods stand the base and each adapter alone. Every method starts from the same
+    noise. A comparison that was killed goes on where it stopped when the same command is given
+    again.
+
+    Args:
+        source: folder of an EmojiGrid, or your own folder with content/NAME and style/NAME
+        out: folder for data, adapters, pictures, scores and report.html
+        content: names of contents
+        style: names of styles; every content is drawn in every style
+        method: merges (see merge), klora or joint
+        seed: one picture per pair, method and seed
+        style_pictures: pictures that a style is trained on
+        base: base model: a folder, a hub id or a single-file checkpoint
+        evaluator: a folder, or an open_clip MODEL:WEIGHTS; more after commas check the first
+        train_with: settings of train, as NAME=VALUE
+        merge_with: settings of merge, as NAME=VALUE
+        sample_with: settings of sample, as NAME=VALUE
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        B4MError: for unknown names, methods or settings, or an `out` that answers another question.
+    """
+    from b4m import comparing
+    from b4m.tracking import open_tracker
+
+    question = comparing.Question(
+        source=str(source),
+        contents=tuple(content),
+        styles=tuple(style),
+        methods=tuple(method),
+        seeds=tuple(seed),
+        base=base,
+        evaluator=evaluator,
+        style_pictures=style_pictures,
+        train=_pairs_of(TrainSettings, train_with),
+        merge=_pairs_of(MergeSettings, merge_with),
+        sample=_pairs_of(SampleSettings, sample_with),
+    )
+    with open_tracker(f"compare/{Path(out).name}", "compare", settings=asdict(question)) as run:
+        if run.run_id:
+            os.environ["B4M_PARENT_RUN"] = run.run_id
+        try:
+            return comparing.compare(question, Path(out))
+        finally:
+            os.environ.pop("B4M_PARENT_RUN", None)
+
+
+def _pairs_of(kind: type, given: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE texts as settings, checked before anything is made."""
+    values = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise B4MError(f"{text!r} is no setting; write NAME=VALUE")
+        values[name.replace("-", "_")] = value
+    resolve(kind, values)
+    return values
+
+
 def inspect(file: str | Path) -> dict[str, Any]:
     """Say what an adapter file is: its key style, ranks, layers, energy and metadata.
 
@@ -377,9 +459,9 @@ def _work() -> Path:
 
 
 def _load(base: str, given: Mapping[str, object]) -> "Base":
-    from b4m.sdxl.load import load_base
+    from b4m.sdxl.load import shared_base
 
-    return load_base(base, dtype=str(given.get("precision", "auto")))
+    return shared_base(base, str(given.get("precision", "auto")))
 
 
 def _parameters(base: str) -> int:

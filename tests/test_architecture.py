@@ -210,10 +210,7 @@ def test_components_and_pipelines_have_few_parameters_and_short_bodies() -> None
 @pytest.mark.parametrize("module", ["b4m", "b4m.config", "b4m.cli", "b4m.verbs", "b4m.methods"])
 def test_importing_the_surface_of_the_library_is_light(module: str) -> None:
     heavy = ("torch", "diffusers", "transformers", "open_clip", "mlflow", "pandas", "numpy")
-    code = (
-        f"import sys, {module}; "
-        f"print(*[name for name in {heavy!r} if name in sys.modules])"
-    )
+    code = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=_root(), capture_output=True, text=True, check=True
     )

@@ -135,9 +135,7 @@ def test_an_empty_folder_is_refused(
     _refused(b4m("prepare", pictures, "--out", out), out, "cat")
 
 
-def test_a_source_that_is_not_there_is_refused(
-    b4m: Callable[..., Answer], tmp_path: Path
-) -> None:
+def test_a_source_that_is_not_there_is_refused(b4m: Callable[..., Answer], tmp_path: Path) -> None:
     out = tmp_path / "prepared"
     _refused(b4m("prepare", tmp_path / "nowhere", "--out", out), out, "nowhere")
 

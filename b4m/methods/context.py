@@ -11,7 +11,7 @@ from pathlib import Path
 from b4m.adapters.files import Adapter
 from b4m.config import MergeSettings
 from b4m.errors import B4MError
-from b4m.sdxl.load import Base, load_base
+from b4m.sdxl.load import Base, shared_base
 from b4m.train.loop import NullTracker, Tracker
 
 __all__ = ["MergeContext", "NullTracker", "Tracker", "require_same_base"]
@@ -39,7 +39,7 @@ class MergeContext:
     def _base(self) -> Base:
         if self.loader is not None:
             return self.loader(self.base_id)
-        return load_base(self.base_id, dtype=self.settings.precision)
+        return shared_base(self.base_id, self.settings.precision)
 
 
 def require_same_base(content: Adapter, style: Adapter, base: Base | None = None) -> None:

@@ -19,12 +19,20 @@ from b4m.mini import captions, sdxl, tokenizer
 from b4m.mini.recipe import BaseRecipe, Recipe
 from b4m.mini.run import Run, pick_device
 from b4m.mini.styles import PAINTED, STYLES
-from b4m.mini.tiles import Tiles, core
+from b4m.mini.tiles import Tiles, core, named
 
 
-def learn_tokenizer(tiles: Tiles, world: Recipe) -> CLIPTokenizer:
-    """The vocabulary of both models: every name, tag, class and style word of the whole grid."""
-    contents = {cell.content.id: cell.content for cell in tiles.cells}.values()
+def learn_tokenizer(tiles: Tiles, world: Recipe, work: Path) -> CLIPTokenizer:
+    """The vocabulary of both models: names, tags, classes of the recipe's contents, style words.
+
+    Any other name is spelled in smaller pieces. It is learned once and kept in `work/tokenizer`:
+    the learner breaks ties by chance, and a resumed training must meet the same rows again.
+    """
+    folder = work / "tokenizer"
+    if folder.exists():
+        return CLIPTokenizer.from_pretrained(folder)
+    wanted = set(named(tiles.cells, world.contents))
+    contents = dict.fromkeys(c.content for c in tiles.cells if c.content.id in wanted)
     texts = []
     for content in contents:
         tags = ", ".join(content.tags)
@@ -32,7 +40,9 @@ def learn_tokenizer(tiles: Tiles, world: Recipe) -> CLIPTokenizer:
             texts.append(f"{captions.full(content, style)} {content.class_word} {tags}")
     texts += [f"a picture in {style.words} style: {style.description}" for style in STYLES] * 30
     texts += ["a picture of a in style"] * 200
-    return tokenizer.learn(texts, world.vocabulary, world.architecture.max_tokens)
+    learned = tokenizer.learn(texts, world.vocabulary, world.architecture.max_tokens)
+    tokenizer.save(learned, folder)
+    return learned
 
 
 class TextConditioned(nn.Module):
@@ -75,13 +85,15 @@ def train(tiles: Tiles, work: Path, world: Recipe, speed: str = "eager") -> None
     """
     device, recipe = pick_device(), world.base
     vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
-    vocabulary = learn_tokenizer(tiles, world)
+    vocabulary = learn_tokenizer(tiles, world, work)
     torch.manual_seed(recipe.schedule.seed)
     pipeline = sdxl.build_pipeline(world.architecture, vocabulary, recipe.schedule.seed)
     pipeline.vae = vae
     unet = pipeline.unet.to(device)
     if device.type == "cpu":  # plain attention: three times faster here than the fused kernel
         unet.set_attn_processor(AttnProcessor())
+        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+            encoder.set_attn_implementation("eager")
     model = TextConditioned(
         unet, pipeline.text_encoder, pipeline.text_encoder_2, world.architecture.pixels
     ).to(device)
@@ -115,7 +127,8 @@ def train(tiles: Tiles, work: Path, world: Recipe, speed: str = "eager") -> None
         return (v.float() - (signal * noise - sigma * x0)).square().mean()
 
     run.fit(loss_of_step)
-    save(run, pipeline, work / "mini-sdxl")
+    if run.rank == 0:
+        save(run, pipeline, work / "mini-sdxl")
 
 
 def save(run: Run, pipeline: StableDiffusionXLPipeline, folder: Path) -> None:

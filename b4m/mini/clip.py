@@ -14,12 +14,14 @@ import torch
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
 from b4m.mini import captions, tokenizer
 from b4m.mini.base import learn_tokenizer
 from b4m.mini.grid import Cell
 from b4m.mini.recipe import ClipRecipe, Recipe
 from b4m.mini.run import Run, pick_device
+from b4m.mini.styles import Style
 from b4m.mini.tiles import Tiles
 
 LOOK = "a picture in {} style"
@@ -60,7 +62,7 @@ def train(tiles: Tiles, work: Path, world: Recipe) -> None:
         world: choices.
     """
     device, recipe = pick_device(), world.clip
-    vocabulary = learn_tokenizer(tiles, world)
+    vocabulary = learn_tokenizer(tiles, world, work)
     torch.manual_seed(recipe.schedule.seed)
     config = model_config(recipe, len(vocabulary), world.architecture.max_tokens)
     model = CLIP(**config).to(device)
@@ -68,26 +70,25 @@ def train(tiles: Tiles, work: Path, world: Recipe) -> None:
     positions = [i for i, cell in enumerate(tiles.cells) if seen(cell, recipe)]
     pictures = tiles.tensor(positions, device, recipe.pixels)
     cells = [tiles.cells[position] for position in positions]
-    by_content: dict[str, list[int]] = {}
-    by_style: dict[str, list[int]] = {}
-    for index, cell in enumerate(cells):
-        by_content.setdefault(cell.content.id, []).append(index)
-        by_style.setdefault(cell.style.id, []).append(index)
+    views = _Views(cells)
     wordings = _Wordings(cells, vocabulary, device)
     loss_function = open_clip.ClipLoss()
 
     def loss_of_step(step: int) -> torch.Tensor:
-        generator = random.Random(recipe.schedule.seed * 7919 + step)
-        shares = (recipe.full_batches, 1.0 - recipe.full_batches - recipe.looks, recipe.looks)
-        kind = generator.choices(("contents", "styles", "looks"), shares)[0]
-        groups = by_style if kind == "looks" else by_content
-        index = _batch(groups, kind, recipe, generator)
-        tokens = wordings.draw(index, kind, generator)
-        seed = torch.Generator(device).manual_seed(recipe.schedule.seed * 7919 + step)
-        x_BCHW = augment(pictures[torch.tensor(index, device=device)], seed, recipe.pixels)
+        seed = recipe.schedule.seed * 7919 + step
+        generator = random.Random(seed)
+        index, contents = views.draw(recipe.schedule.batch // 2, generator)
+        styles = torch.tensor([views.style_of[i] for i in index], device=device)
+        tokens = torch.cat([wordings.draw(index, contents, generator), wordings.looks])
+        x_BCHW = augment(
+            pictures[torch.tensor(index, device=device)],
+            torch.Generator(device).manual_seed(seed),
+            recipe.pixels,
+        )
         with run.arithmetic():
             images, texts, scale = run.working["clip"](x_BCHW.to(run.dtype), tokens)
-        return loss_function(images.float(), texts.float(), scale.float())
+        full, names, looks = texts.float().split([len(index), len(contents), len(wordings.looks)])
+        return _loss(loss_function, images.float(), full, names, looks, styles, scale.float())
 
     run.fit(loss_of_step)
     _settle(run.averaged["clip"], pictures, recipe)
@@ -96,21 +97,55 @@ def train(tiles: Tiles, work: Path, world: Recipe) -> None:
     (folder / "names.json").write_text(json.dumps(_names(tiles), indent=1) + "\n")
 
 
-def _batch(
-    groups: dict[str, list[int]], kind: str, recipe: ClipRecipe, generator: random.Random
-) -> list[int]:
-    """Positions of one batch: each content (or style) once, or few contents in many styles."""
-    if kind != "styles":
-        members = list(groups.values())
-        chosen_members = generator.sample(members, min(len(members), recipe.schedule.batch))
-        return [generator.choice(group) for group in chosen_members]
-    chosen = generator.sample(sorted(groups), recipe.few_contents)
-    each = recipe.schedule.batch // recipe.few_contents
-    return [
-        index
-        for content in chosen
-        for index in generator.sample(groups[content], min(each, len(groups[content])))
-    ]
+def _loss(
+    loss_function: open_clip.ClipLoss,
+    images_BD: torch.Tensor,
+    full_BD: torch.Tensor,
+    names_CD: torch.Tensor,
+    looks_SD: torch.Tensor,
+    styles_B: torch.Tensor,
+    scale: torch.Tensor,
+) -> torch.Tensor:
+    """CLIP's loss, and the three questions that the evaluator will be asked.
+
+    Which caption goes with which picture (CLIP's own, both ways); which thing is it; which style
+    is it; and which picture shows the same thing in another style. The first half of the batch
+    holds C contents, the second half the same ones in other styles: B = 2 C.
+    """
+    count = len(names_CD)
+    which = torch.arange(count, device=images_BD.device)
+    first, second = images_BD.split(count)
+    likeness = scale * first @ second.T
+    thing = cross_entropy(scale * images_BD @ names_CD.T, which.repeat(2))
+    style = cross_entropy(scale * images_BD @ looks_SD.T, styles_B)
+    same = 0.5 * (cross_entropy(likeness, which) + cross_entropy(likeness.T, which))
+    return loss_function(images_BD, full_BD, scale) + thing + style + 0.5 * same
+
+
+class _Views:
+    """Cells by content, for batches that show every content twice, in two styles."""
+
+    def __init__(self, cells: list[Cell]) -> None:
+        styles = {style.id: place for place, style in enumerate(_styles(cells))}
+        self.style_of = [styles[cell.style.id] for cell in cells]
+        groups: dict[str, list[int]] = {}
+        for index, cell in enumerate(cells):
+            groups.setdefault(cell.content.id, []).append(index)
+        self._groups = [group for group in groups.values() if len(group) > 1]
+        # contents that exist in many styles come more often, but not in proportion
+        self._weights = [len(group) ** 0.5 for group in self._groups]
+
+    def draw(self, count: int, generator: random.Random) -> tuple[list[int], list[int]]:
+        """Positions of 2 `count` pictures, and of one cell per content, for its name."""
+        keys = [generator.random() ** (1.0 / weight) for weight in self._weights]
+        order = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)[:count]
+        pairs = [generator.sample(self._groups[place], 2) for place in order]
+        first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        return first + second, first
+
+
+def _styles(cells: list[Cell]) -> list[Style]:
+    return list(dict.fromkeys(cell.style for cell in cells))
 
 
 class _Wordings:
@@ -137,15 +172,15 @@ class _Wordings:
         self._plain = [
             ids([captions.phrase(thing, "", roll) for thing in things]) for roll in (0.0, 0.9)
         ]
-        self._looks = ids([LOOK.format(cell.style.words) for cell in cells])
+        self.looks = ids([LOOK.format(style.words) for style in _styles(cells)])
 
-    def draw(self, index: list[int], kind: str, generator: random.Random) -> torch.Tensor:
-        """Token ids for these cells; wordings say only what is distinct in the batch, or all."""
-        plain = kind == "contents" and generator.random() < 0.5
-        table = generator.choice(self._plain if plain else self._full)
-        if kind == "looks":
-            table = self._looks
-        return table[torch.tensor(index, device=table.device)]
+    def draw(self, index: list[int], contents: list[int], generator: random.Random) -> torch.Tensor:
+        """Token ids: captions of the cells `index`, then the bare names of the cells `contents`."""
+        full, plain = generator.choice(self._full), generator.choice(self._plain)
+        device = self.looks.device
+        return torch.cat(
+            [full[torch.tensor(index, device=device)], plain[torch.tensor(contents, device=device)]]
+        )
 
 
 def augment(tiles_BCHW: torch.Tensor, generator: torch.Generator, pixels: int) -> torch.Tensor:
@@ -173,10 +208,11 @@ def augment(tiles_BCHW: torch.Tensor, generator: torch.Generator, pixels: int) -
         torch.stack(rows, 1), [count, 3, pixels, pixels], align_corners=False
     )
     x = 1.0 - functional.grid_sample(x, field, align_corners=False)
-    x = x * uniform(0.85, 1.1, 1, 1, 1) * uniform(0.93, 1.05, 3, 1, 1)
-    x = x + uniform(-0.05, 0.05, 1, 1, 1)
+    # a palette is half of what tells two artists apart: tint little
+    x = x * uniform(0.9, 1.06, 1, 1, 1) * uniform(0.97, 1.03, 3, 1, 1)
+    x = x + uniform(-0.03, 0.03, 1, 1, 1)
     blurred = functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    x = torch.lerp(x, blurred, (uniform(-0.5, 1.0, 1, 1, 1)).clamp_min(0.0))
+    x = torch.lerp(x, blurred, uniform(-1.0, 1.0, 1, 1, 1).clamp_min(0.0))
     noise = torch.randn(x.shape, generator=generator, device=device)
     x = x + noise * uniform(-0.05, 0.05, 1, 1, 1).clamp_min(0.0)
     return x.clamp(0, 1).mul(2.0).sub(1.0)

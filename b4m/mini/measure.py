@@ -22,7 +22,7 @@ from b4m.mini import captions, vae
 from b4m.mini.grid import Cell
 from b4m.mini.recipe import Recipe
 from b4m.mini.styles import STYLES
-from b4m.mini.tiles import Tiles, core
+from b4m.mini.tiles import Tiles, core, named
 from b4m.sdxl.load import Base, load_base
 from b4m.sdxl.sample import sample
 
@@ -78,7 +78,7 @@ def measure(tiles: Tiles, models: Path, recipe: Recipe, out: Path, prompts: int 
     base = load_base(str(models / "mini-sdxl"))
     encoder = open_encoder(str(models / "mini-clip"))
     assert isinstance(encoder, ClipEncoder)
-    contents = list(dict.fromkeys(cell.content.id for cell in tiles.cells))
+    contents = named(tiles.cells, recipe.contents)
     styles = list(dict.fromkeys(cell.style.id for cell in tiles.cells))
     judge = Judge(encoder, contents, styles)
     found: dict[str, Any] = {
@@ -164,7 +164,7 @@ def _base(judge: Judge, base: Base, tiles: Tiles, recipe: Recipe, prompts: int) 
     held_in = [p for p in tiles.positions("base") if tiles.cells[p].content.id in known]
     positions = generator.sample(held_in, min(prompts, len(held_in)))
     cells = [tiles.cells[position] for position in positions]
-    nearest = Nearest(tiles)
+    nearest = Nearest(tiles, judge.contents)
     real = _judged(judge, cells, _pictures(tiles, positions), nearest)
     found: dict[str, Any] = {"prompts": len(cells), "real": real}
     few = cells[: max(1, len(cells) // 8)]
@@ -194,8 +194,8 @@ def _drawn(base: Base, cells: Sequence[Cell], guidance: float) -> list[Image.Ima
 class Nearest:
     """The independent check: which real picture of a style is nearest, by EfficientNet-Lite0."""
 
-    def __init__(self, tiles: Tiles) -> None:
-        self._tiles = tiles
+    def __init__(self, tiles: Tiles, contents: Sequence[str]) -> None:
+        self._tiles, self._contents = tiles, frozenset(contents)
         self._encoder = open_encoder("efficientnet-lite0")
         self._real: dict[str, tuple[list[int], np.ndarray]] = {}
 
@@ -211,7 +211,11 @@ class Nearest:
 
     def _of(self, style: str) -> tuple[list[int], np.ndarray]:
         if style not in self._real:
-            positions = [i for i, cell in enumerate(self._tiles.cells) if cell.style.id == style]
+            positions = [
+                i
+                for i, cell in enumerate(self._tiles.cells)
+                if cell.style.id == style and cell.content.id in self._contents
+            ]
             real = self._encoder.encode_pictures(_pictures(self._tiles, positions))
             self._real[style] = positions, real
         return self._real[style]

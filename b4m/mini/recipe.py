@@ -84,15 +84,11 @@ class ClipRecipe:
     """mini-CLIP, open_clip's classes and loss, on all contents and all styles of the recipe.
 
     Cells of held-out contents in `unseen_styles` are left out, so that the evaluator can be judged
-    on pictures that it never saw. A batch holds every content once, in any style, or `few_contents`
-    contents in many styles, or every style once (a share of `looks`), described by style alone.
+    on pictures that it never saw. A batch shows each of its contents twice, in two styles.
     """
 
     schedule: Schedule
     unseen_styles: tuple[str, ...] = ("openmoji", "noto-v1", "emojione")
-    few_contents: int = 24
-    full_batches: float = 0.4
-    looks: float = 0.25
     embed_dim: int = 128
     pixels: int = 64
     vision_layers: tuple[int, int, int, int] = (1, 1, 2, 1)
@@ -138,14 +134,14 @@ LAPTOP = Recipe(
     vocabulary=2048,
     vae=VaeRecipe(Schedule(20_000, 25, 16, 1.5e-3, ema=0.995, warmup=100)),
     base=BaseRecipe(
-        Schedule(20_000, 90, 64, 8e-4, ema=0.998, warmup=100),
+        Schedule(40_000, 95, 64, 6e-4, ema=0.999, warmup=100),
         contents=64,
-        painted=0.2,
+        painted=0.4,
         nameless=0.12,
         styleless=0.06,
         nonsense_style=0.06,
     ),
-    clip=ClipRecipe(Schedule(20_000, 25, 192, 1e-3, ema=0.995, weight_decay=0.1)),
+    clip=ClipRecipe(Schedule(20_000, 42, 192, 1e-3, ema=0.995, weight_decay=0.1)),
 )
 
 # the same UNet, text encoders and evaluator, autoencoder 2.8 M

@@ -5,6 +5,9 @@ function that returns the loss of one step. Adapters are trained by `b4m.train`,
 
 Arithmetic is bfloat16 everywhere, weights are float32: a GPU gets autocast, a CPU a bfloat16 copy
 of the model whose gradients move to the float32 one (autocast on a CPU is several times slower).
+
+Under `torchrun --nproc-per-node N -m b4m.mini base` each process draws its own pictures and the
+gradients are averaged; two processes of one thread use two CPU cores far better than one of two.
 """
 
 import copy
@@ -17,14 +20,25 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from b4m.mini.recipe import Schedule
 
 
 def pick_device() -> torch.device:
-    """CUDA if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's GPU if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def join_processes() -> int:
+    """Join the other processes of torchrun, if there are any; returns this one's number."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return distributed.get_rank()
 
 
 def learning_rate(schedule: Schedule, step: int, progress: float) -> float:
@@ -48,6 +62,8 @@ class Run:
     ) -> None:
         self.name, self.models, self.schedule = name, dict(models), schedule
         self.path = work / f"{name}.checkpoint.pt"
+        self.rank = join_processes()
+        self.processes = distributed.get_world_size() if distributed.is_initialized() else 1
         self.step, self.elapsed = 0, 0.0
         parameters = [p for model in models.values() for p in model.parameters() if p.requires_grad]
         self.parameters = parameters
@@ -90,7 +106,7 @@ class Run:
         """Train until the steps are made or the time is spent, then keep a checkpoint.
 
         Args:
-            loss_of_step: takes the step's number, returns a scalar loss.
+            loss_of_step: takes the number of a draw, one per step and process; returns a scalar.
             report: called at every checkpoint, for pictures and numbers.
             checkpoint_seconds: time between checkpoints.
         """
@@ -99,11 +115,12 @@ class Run:
             rate = learning_rate(self.schedule, self.step, self.progress())
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = loss_of_step(self.step)
+            loss = loss_of_step(self.step * self.processes + self.rank)
             loss.backward()
             self._collect()
+            self._agree()
             norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            if self.step % (100 if self.on_gpu else 20) == 0:
+            if self.rank == 0 and self.step % (100 if self.on_gpu else 20) == 0:
                 smooth = float(loss.detach())
                 spent = time.monotonic() - begun
                 print(
@@ -117,7 +134,7 @@ class Run:
             self._spread()
             self._average()
             self.step += 1
-            self.elapsed = earlier + time.monotonic() - begun
+            self.elapsed = self._clock(earlier + time.monotonic() - begun)
             if time.monotonic() - saved > checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
@@ -135,6 +152,27 @@ class Run:
             for weight, copied in self._copies():
                 weight.grad = None if copied.grad is None else copied.grad.float()
                 copied.grad = None
+
+    @torch.no_grad()
+    def _agree(self) -> None:
+        """Average the gradients of all processes."""
+        if self.processes > 1:
+            gradients = [weight.grad for weight in self.parameters if weight.grad is not None]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            distributed.all_reduce(flat)
+            flat /= self.processes
+            for gradient, part in zip(
+                gradients, flat.split([g.numel() for g in gradients]), strict=True
+            ):
+                gradient.copy_(part.view_as(gradient))
+
+    def _clock(self, seconds: float) -> float:
+        """The first process's clock, so that all end at the same step."""
+        if self.processes == 1:
+            return seconds
+        told = torch.tensor([seconds], dtype=torch.float64, device=self.parameters[0].device)
+        distributed.broadcast(told, 0)
+        return float(told)
 
     @torch.no_grad()
     def _spread(self) -> None:
@@ -159,6 +197,8 @@ class Run:
                 target.copy_(buffer)
 
     def _save(self) -> None:
+        if self.rank != 0:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,

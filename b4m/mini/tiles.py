@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from b4m.mini import grid, sources
 from b4m.mini.contents import Content
 from b4m.mini.grid import Cell
 from b4m.mini.recipe import Recipe
-from b4m.mini.styles import PAINTED, STYLES
+from b4m.mini.styles import DRAWN, PAINTED, STYLES
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,24 @@ def build(archives: Path, work: Path, recipe: Recipe, workers: int = 0) -> Tiles
     shape = (len(cells), grid.PIXELS, grid.PIXELS, 3)
     if not done.exists() or json.loads(done.read_text())["cells"] != len(cells):
         work.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        partial = path.with_suffix(".partial.npy")
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         start = 0
         for pictures in grid.render(archives, chosen, workers):
             array[start : start + len(pictures)] = pictures
             start += len(pictures)
         array.flush()
+        os.replace(partial, path)  # a training that still reads the old array keeps it
         done.write_text(json.dumps({"cells": len(cells)}))
     return Tiles(cells, np.load(path, mmap_mode="r"))
 
 
 def _wanted(every: list[Cell], recipe: Recipe) -> list[int]:
-    """Positions of the cells that a recipe trains on, with all held-out ones."""
+    """Positions of the cells that a recipe trains on, with all held-out ones.
+
+    Painted cells are dear (a network draws them) and only the recipe's contents have them; drawn
+    ones are cheap, and the evaluator needs many to tell one artist's hand from another's.
+    """
     known = core(every, recipe.contents)
     painted = [style.id for style in STYLES if style.kind == PAINTED and not style.held_out]
     count = recipe.painted_styles or len(painted)
@@ -81,8 +88,21 @@ def _wanted(every: list[Cell], recipe: Recipe) -> list[int]:
     return [
         position
         for position, cell in enumerate(every)
-        if cell.style.id not in hidden and (cell.content.held_out or cell.content.id in known)
+        if cell.style.id not in hidden
+        and (cell.style.kind == DRAWN or cell.content.held_out or cell.content.id in known)
     ]
+
+
+def named(cells: list[Cell], count: int) -> list[str]:
+    """Contents that models are named and judged with: the first `count` base ones, all held-out.
+
+    Args:
+        cells: where they are chosen from; the answer keeps their order.
+        count: how many base contents; 0 takes all.
+    """
+    known = core(cells, count)
+    contents = dict.fromkeys(cell.content for cell in cells)
+    return [content.id for content in contents if content.held_out or content.id in known]
 
 
 def core(cells: list[Cell], count: int) -> frozenset[str]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,12 @@ def load_base(base: str, device: str = "auto", dtype: str = "auto") -> Base:
         dtype=kind,
         empty_prompt="zeros" if pipe.config.force_zeros_for_empty_prompt else "encoded",
     )
+
+
+@lru_cache(maxsize=1)
+def shared_base(base: str, dtype: str = "auto") -> Base:
+    """`load_base`, once per process as long as the same base is asked for."""
+    return load_base(base, dtype=dtype)
 
 
 def pipeline(base: Base) -> Any:

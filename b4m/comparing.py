@@ -1,0 +1,193 @@
+"""Contents x styles x methods in one process: every verb in turn, what is there already kept.
+
+    out/data                                   prepared pictures of all contents and styles
+    out/adapters/KIND-CONCEPT-TRAINING         one per concept and way of training
+    out/merged/CONTENT+STYLE-METHOD            one per pair and merge
+    out/samples/LABEL/CONCEPT or CONTENT+STYLE identity rows, then methods
+    out/scores, out/report.html, out/contact.png
+
+A comparison that was killed goes on where it stopped. A folder belongs to one question: other
+arguments in the same folder are refused, because old pictures would answer them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+
+from b4m import verbs
+from b4m.errors import B4MError
+from b4m.methods import MERGES, SAMPLERS, TRAINERS
+
+QUESTION = "question.json"
+LABELS = {"content": "content only", "style": "style only"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared, on what, with which settings.
+
+    Attributes:
+        source: EmojiGrid or the user's own folder.
+        contents: names of contents.
+        styles: names of styles; every pair is drawn.
+        methods: merges, samplers, or `joint`.
+        seeds: one picture per pair, method and seed.
+        base: base model.
+        evaluator: encoders, the first one judges.
+        style_pictures: pictures that teach a style.
+        partners: pictures that accompany B4M's training.
+        train: settings of training.
+        merge: settings of merging.
+        sample: settings of drawing.
+    """
+
+    source: str
+    contents: tuple[str, ...]
+    styles: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    base: str
+    evaluator: str
+    style_pictures: int = 5
+    partners: int = 3
+    train: Mapping[str, object] = field(default_factory=dict)
+    merge: Mapping[str, object] = field(default_factory=dict)
+    sample: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what in ("contents", "styles", "methods", "seeds"):
+            if not getattr(self, what):
+                raise B4MError(f"nothing to compare: no {what} were given")
+        known = [*MERGES, *SAMPLERS, "joint"]
+        for method in self.methods:
+            if method not in known:
+                raise B4MError(f"unknown method {method!r} to compare; known: {', '.join(known)}")
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every content with every style."""
+        return list(product(self.contents, self.styles))
+
+    @property
+    def trainings(self) -> list[str]:
+        """Ways of training that the methods start from; plain adapters are the identity rows."""
+        own = [m for m in self.methods if m in TRAINERS and m != "joint"]
+        return list(dict.fromkeys(["lora", *own]))
+
+
+def compare(question: Question, out: Path) -> Path:
+    """Answer the question in `out`; returns the report's path.
+
+    Raises:
+        B4MError: if `out` holds the answer to another question, and whatever the verbs raise.
+    """
+    _claim(question, out)
+    data = out / "data"
+    if not data.exists():
+        verbs.prepare(
+            question.source,
+            data,
+            ",".join(question.contents),
+            ",".join(question.styles),
+            question.style_pictures,
+            question.partners,
+        )
+    _train(question, out)
+    folders = [*_alone(question, out), *_merged(question, out)]
+    verbs.evaluate(folders, data, out / "scores", question.evaluator)
+    title = f"{len(question.pairs)} pairs, {len(question.methods)} methods"
+    return verbs.report(folders, out / "scores", data, out / "report.html", title)
+
+
+def _claim(question: Question, out: Path) -> None:
+    file = out / QUESTION
+    asked = json.loads(json.dumps(asdict(question)))
+    if file.exists():
+        if json.loads(file.read_text(encoding="utf-8")) != asked:
+            raise B4MError(f"{out} answers another question (see {file}); give another folder")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise B4MError(f"{out} holds other things; give another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+
+
+def _train(question: Question, out: Path) -> None:
+    jobs = [
+        (kind, concept, way)
+        for kind, concepts in (("content", question.contents), ("style", question.styles))
+        for concept in concepts
+        for way in question.trainings
+    ]
+    if "joint" in question.methods:
+        jobs += [("joint", "+".join(pair), "joint") for pair in question.pairs]
+    for kind, concept, way in jobs:
+        file = _adapter(out, kind, concept, way)
+        if not file.exists():
+            verbs.train(kind, out / "data", concept, file, way, question.base, question.train)
+
+
+def _alone(question: Question, out: Path) -> Iterator[Path]:
+    """The base, and each adapter alone: what a merge has to beat."""
+    yield _draw(question, out, "base", "all", [])
+    for kind, concepts in (("content", question.contents), ("style", question.styles)):
+        for concept in concepts:
+            files = [_adapter(out, kind, concept, "lora")]
+            only = {kind: concept}
+            yield _draw(question, out, LABELS[kind], concept, files, **only)
+
+
+def _merged(question: Question, out: Path) -> Iterator[Path]:
+    for method, (content, style) in product(question.methods, question.pairs):
+        pair = f"{content}+{style}"
+        way = method if method in question.trainings else "lora"
+        parts = [
+            _adapter(out, kind, concept, way)
+            for kind, concept in (("content", content), ("style", style))
+        ]
+        combine = "direct"
+        if method == "joint":
+            parts = [_adapter(out, "joint", pair, "joint")]
+        elif method in SAMPLERS:
+            combine = method
+        else:
+            merged = out / "merged" / f"{pair}-{method}.safetensors"
+            if not merged.exists():
+                verbs.merge(
+                    parts[0], parts[1], merged, method, question.base, out / "data", question.merge
+                )
+            parts = [merged]
+        yield _draw(question, out, method, pair, parts, content, style, combine)
+
+
+def _draw(
+    question: Question,
+    out: Path,
+    label: str,
+    name: str,
+    files: Sequence[Path],
+    content: str = "",
+    style: str = "",
+    combine: str = "direct",
+) -> Path:
+    folder = out / "samples" / label / name
+    if not folder.exists():
+        verbs.sample(
+            folder,
+            files,
+            out / "data",
+            seed=question.seeds,
+            label=label,
+            combine=combine,
+            base=question.base,
+            settings=question.sample,
+            content=content,
+            style=style,
+        )
+    return folder
+
+
+def _adapter(out: Path, kind: str, concept: str, way: str) -> Path:
+    return out / "adapters" / f"{kind}-{concept}-{way}.safetensors"

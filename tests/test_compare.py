@@ -1,0 +1,98 @@
+"""`b4m compare`: every pair and method once, resumed where it stopped, one question per folder."""
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from b4m import verbs
+from b4m.errors import B4MError
+
+FAST = ["steps=2", "rank=4", "batch_size=1", "accumulation=1"]
+
+
+@pytest.fixture(scope="module")
+def asked(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One content in two styles, two methods, one seed."""
+    source = tmp_path_factory.mktemp("own")
+    for name, colour in (
+        ("content/cat/0", "orange"),
+        ("style/ink/0", "black"),
+        ("style/wax/0", "red"),
+    ):
+        picture = Image.new("RGB", (48, 48), "white")
+        ImageDraw.Draw(picture).ellipse((8, 8, 40, 36), fill=colour)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(source / f"{name}.png")
+    return {
+        "source": source,
+        "out": tmp_path_factory.mktemp("compare") / "out",
+        "content": ["cat"],
+        "style": ["ink", "wax"],
+        "method": ["direct", "klora"],
+        "seed": [3],
+        "base": str(tiny_base),
+        "evaluator": "efficientnet-lite0",
+        "train_with": FAST,
+        "sample_with": ["steps=2", "guidance=1"],
+    }
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("B4M_WORK", str(tmp_path_factory.mktemp("work")))
+    monkeypatch.setenv("B4M_TRACKING", "off")
+
+
+def test_every_pair_has_every_row_and_nothing_is_made_twice(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = verbs.compare(**asked)
+    out = asked["out"]
+    assert page == out / "report.html"
+    with (out / "scores" / "scores.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    found = {(row["method"], row["content"], row["style"]) for row in rows}
+    for label in ("base", "content only", "style only", "direct", "klora"):
+        assert {(label, "cat", "ink"), (label, "cat", "wax")} <= found
+
+    # as if it had been killed while the last pictures were drawn
+    last = out / "samples" / "klora" / "cat+wax"
+    before = (last / "images" / "000-s3.png").read_bytes()
+    shutil.rmtree(last)
+    shutil.rmtree(out / "scores")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(verbs, "train", never)
+    monkeypatch.setattr(verbs, "merge", never)
+    verbs.compare(**asked)
+    assert (last / "images" / "000-s3.png").read_bytes() == before
+
+
+def test_a_folder_answers_one_question(asked: dict[str, Any]) -> None:
+    if not asked["out"].exists():
+        verbs.compare(**asked)
+    with pytest.raises(B4MError, match="answers another question"):
+        verbs.compare(**{**asked, "seed": [4]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": ["magic"]}, "unknown method 'magic'"),
+        ({"style": []}, "no styles were given"),
+        ({"train_with": ["stepz=3"]}, "unknown setting 'stepz'"),
+        ({"merge_with": ["rank"]}, "write NAME=VALUE"),
+    ],
+)
+def test_wrong_questions_leave_nothing(
+    asked: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(B4MError, match=message):
+        verbs.compare(**{**asked, "out": tmp_path / "out", **change})
+    assert not (tmp_path / "out").exists()
