@@ -3,7 +3,7 @@
     out/data                                   prepared pictures of all contents and styles
     out/adapters/KIND-CONCEPT-TRAINING         one per concept and way of training
     out/merged/CONTENT+STYLE-METHOD            one per pair and merge
-    out/samples/LABEL/CONCEPT or CONTENT+STYLE identity rows, then methods
+    out/samples/LABEL/CONTENT+STYLE            identity rows, then methods
     out/scores, out/report.html, out/contact.png
 
 A comparison that was killed goes on where it stopped. A folder belongs to one question: other
@@ -21,6 +21,7 @@ from b4m.errors import B4MError
 from b4m.methods import MERGES, SAMPLERS, TRAINERS
 
 QUESTION = "question.json"
+PAIRINGS = ("every", "matching")
 LABELS = {"content": "content only", "style": "style only"}
 
 
@@ -31,13 +32,14 @@ class Question:
     Attributes:
         source: EmojiGrid or the user's own folder.
         contents: names of contents.
-        styles: names of styles; every pair is drawn.
+        styles: names of styles.
         methods: merges, samplers, or `joint`.
         seeds: one picture per pair, method and seed.
         base: base model.
         evaluator: encoders, the first one judges.
         style_pictures: pictures that teach a style.
         partners: pictures that accompany B4M's training.
+        pairing: `every` content with every style, or `matching`: first with first, and so on.
         train: settings of training.
         merge: settings of merging.
         sample: settings of drawing.
@@ -52,6 +54,7 @@ class Question:
     evaluator: str
     style_pictures: int = 5
     partners: int = 3
+    pairing: str = "every"
     train: Mapping[str, object] = field(default_factory=dict)
     merge: Mapping[str, object] = field(default_factory=dict)
     sample: Mapping[str, object] = field(default_factory=dict)
@@ -60,6 +63,13 @@ class Question:
         for what in ("contents", "styles", "methods", "seeds"):
             if not getattr(self, what):
                 raise B4MError(f"nothing to compare: no {what} were given")
+        if self.pairing not in PAIRINGS:
+            raise B4MError(f"unknown pairing {self.pairing!r}; choose {' or '.join(PAIRINGS)}")
+        if self.pairing == "matching" and len(self.contents) != len(self.styles):
+            raise B4MError(
+                f"{len(self.contents)} contents do not match {len(self.styles)} styles; "
+                "give as many of both, or pair every content with every style"
+            )
         known = [*MERGES, *SAMPLERS, "joint"]
         for method in self.methods:
             if method not in known:
@@ -67,7 +77,9 @@ class Question:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Every content with every style."""
+        """The pairs that are drawn."""
+        if self.pairing == "matching":
+            return list(zip(self.contents, self.styles, strict=True))
         return list(product(self.contents, self.styles))
 
     @property
@@ -131,12 +143,12 @@ def _train(question: Question, out: Path) -> None:
 
 def _alone(question: Question, out: Path) -> Iterator[Path]:
     """The base, and each adapter alone: what a merge has to beat."""
-    yield _draw(question, out, "base", "all", [])
-    for kind, concepts in (("content", question.contents), ("style", question.styles)):
-        for concept in concepts:
+    for content, style in question.pairs:
+        name = f"{content}+{style}"
+        yield _draw(question, out, "base", name, [], content, style)
+        for kind, concept in (("content", content), ("style", style)):
             files = [_adapter(out, kind, concept, "lora")]
-            only = {kind: concept}
-            yield _draw(question, out, LABELS[kind], concept, files, **only)
+            yield _draw(question, out, LABELS[kind], name, files, content, style)
 
 
 def _merged(question: Question, out: Path) -> Iterator[Path]:
@@ -168,8 +180,8 @@ def _draw(
     label: str,
     name: str,
     files: Sequence[Path],
-    content: str = "",
-    style: str = "",
+    content: str,
+    style: str,
     combine: str = "direct",
 ) -> Path:
     folder = out / "samples" / label / name

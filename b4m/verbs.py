@@ -345,6 +345,7 @@ def compare(
     method: Sequence[str] = ("b4m", "direct"),
     seed: Sequence[int] = (0, 1),
     style_pictures: int = 5,
+    pairing: str = "every",
     base: str = DEFAULT_BASE,
     evaluator: str = DEFAULT_EVALUATOR,
     train_with: Sequence[str] = (),
@@ -361,10 +362,11 @@ def compare(
         source: folder of an EmojiGrid, or your own folder with content/NAME and style/NAME
         out: folder for data, adapters, pictures, scores and report.html
         content: names of contents
-        style: names of styles; every content is drawn in every style
+        style: names of styles
         method: merges (see merge), klora or joint
         seed: one picture per pair, method and seed
         style_pictures: pictures that a style is trained on
+        pairing: every content with every style, or matching: first with first, and so on
         base: base model: a folder, a hub id or a single-file checkpoint
         evaluator: a folder, or an open_clip MODEL:WEIGHTS; more after commas check the first
         train_with: settings of train, as NAME=VALUE
@@ -389,6 +391,7 @@ def compare(
         base=base,
         evaluator=evaluator,
         style_pictures=style_pictures,
+        pairing=pairing,
         train=_pairs_of(TrainSettings, train_with),
         merge=_pairs_of(MergeSettings, merge_with),
         sample=_pairs_of(SampleSettings, sample_with),

@@ -86,6 +86,8 @@ def test_a_folder_answers_one_question(asked: dict[str, Any]) -> None:
     [
         ({"method": ["magic"]}, "unknown method 'magic'"),
         ({"style": []}, "no styles were given"),
+        ({"pairing": "matching"}, "1 contents do not match 2 styles"),
+        ({"pairing": "some"}, "unknown pairing 'some'"),
         ({"train_with": ["stepz=3"]}, "unknown setting 'stepz'"),
         ({"merge_with": ["rank"]}, "write NAME=VALUE"),
     ],

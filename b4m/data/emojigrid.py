@@ -136,7 +136,8 @@ def _style(cells: Sequence[Cell], style: str, request: Request) -> Chosen:
         raise B4MError(f"EmojiGrid here has no picture of a known content in the style {style}")
     drawn = _shuffled(known, request, "style")
     train = drawn[: request.style_pictures]
-    references = drawn[request.style_pictures : request.style_pictures + _REFERENCES]
+    # from the end, so that one, five or twenty training pictures meet the same references
+    references = drawn[request.style_pictures :][-_REFERENCES:]
     return [
         (cell.path, _row(cell, "style", role, style_caption(with_article(cell.name))))
         for role, members in (("train", train), ("reference", references))

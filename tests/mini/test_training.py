@@ -1,5 +1,8 @@
 """The trainings of the offline world: whitening, resuming, and the files that they leave."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import b4m  # noqa: F401  (the torchvision guard)
 from b4m.mini import sdxl, vae
 from b4m.mini.recipe import Schedule
 from b4m.mini.run import Run, learning_rate
+from tests.mini import two_processes
 
 SCHEDULE = Schedule(steps=12, minutes=60, batch=4, lr=0.05, ema=0.9, warmup=3)
 
@@ -81,3 +85,20 @@ def test_psnr_is_that_of_the_definition() -> None:
 
     pictures = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
     assert vae.psnr(Shift(), pictures) == pytest.approx(torch.tensor([20.0, 20.0]), abs=1e-3)
+
+
+def test_two_processes_train_as_one_with_both_batches(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    free = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    subprocess.run(
+        [*command, *free, str(script), str(tmp_path)], check=True, env=environment, timeout=240
+    )
+    both = torch.load(tmp_path / "line.checkpoint.pt", weights_only=True)
+    alone = two_processes.fit(tmp_path / "alone", lambda draw: (2 * draw, 2 * draw + 1))
+    half = two_processes.fit(tmp_path / "half", lambda draw: (2 * draw,))
+    for name, weight in alone.models["model"].state_dict().items():
+        found = both["models"]["model"][name]
+        assert torch.allclose(found, weight, atol=2e-3)
+        assert not torch.allclose(half.models["model"].state_dict()[name], weight, atol=2e-3)
