@@ -83,6 +83,7 @@ class MergeSettings:
     clip: float = _setting(1.0, "largest gradient norm")
     checkpoint_every: int = _setting(100, "steps between checkpoints")
     precision: str = _setting("auto", "of the base's weights", ("auto", "fp32", "bf16", "fp16"))
+    gradient_checkpointing: bool = _setting(False, "less memory, about a third more time")
     seed: int = _setting(0, "seed of noise, order and random pruning")
 
 

@@ -321,7 +321,7 @@ def _fit_make(
         first, second = loss_B[:size].mean(), loss_B[size:].mean()
         return {"loss": first + second, "content": first, "style": second}
 
-    with adapted(base, plps) as model:
+    with adapted(base, plps, settings.gradient_checkpointing) as model:
         fit(
             step,
             model,

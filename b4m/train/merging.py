@@ -30,7 +30,7 @@ from b4m.train import lstsq
 from b4m.train.bank import Bank
 from b4m.train.combine import Layers, Pairs, describe, paired, truncated
 from b4m.train.loop import Batch, Learner, Plan, Tracker, fit
-from b4m.train.run import fingerprint, tensors_hash
+from b4m.train.run import checkpointed, fingerprint, tensors_hash
 
 Losses = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, list[int]], Losses]
@@ -199,22 +199,23 @@ def learn(
     def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return loss(*merge.predictions(model, bank, batch.rows), batch.rows)
 
-    fit(
-        step,
-        merge.adapted,
-        [learner],
-        len(bank),
-        Plan(
-            steps=settings.steps,
-            clip=settings.clip,
-            checkpoint_every=settings.checkpoint_every,
-            seed=settings.seed,
-        ),
-        workdir=workdir,
-        fingerprint=_fingerprint(merge, bank, settings, name),
-        tracker=tracker,
-        name=name,
-    )
+    with checkpointed(merge.base, settings.gradient_checkpointing):
+        fit(
+            step,
+            merge.adapted,
+            [learner],
+            len(bank),
+            Plan(
+                steps=settings.steps,
+                clip=settings.clip,
+                checkpoint_every=settings.checkpoint_every,
+                seed=settings.seed,
+            ),
+            workdir=workdir,
+            fingerprint=_fingerprint(merge, bank, settings, name),
+            tracker=tracker,
+            name=name,
+        )
 
 
 def weighted(content: Adapter, style: Adapter, settings: MergeSettings) -> tuple[Adapter, Adapter]:

@@ -140,16 +140,25 @@ def adapted(
     base: Base, deltas: Mapping[str, nn.Module], gradient_checkpointing: bool = False
 ) -> Iterator[AdaptedUNet]:
     """The base's UNet with trainable deltas, for the block's time; afterwards it is as before."""
-    unet: Any = base.unet
     model = AdaptedUNet(base.unet, deltas).to(base.device)
-    if gradient_checkpointing:
+    try:
+        with checkpointed(base, gradient_checkpointing):
+            yield model
+    finally:
+        model.remove()
+
+
+@contextmanager
+def checkpointed(base: Base, wanted: bool) -> Iterator[None]:
+    """Let the UNet forget activations and compute them again in the backward pass, if wanted."""
+    unet: Any = base.unet
+    if wanted:
         unet.enable_gradient_checkpointing()
     try:
-        yield model
+        yield
     finally:
-        if gradient_checkpointing:
+        if wanted:
             unet.disable_gradient_checkpointing()
-        model.remove()
 
 
 def exported(deltas: Mapping[str, Delta]) -> dict[str, LowRank]:

@@ -1,5 +1,6 @@
 """Claims of ZipLoRA: identities, the exported file, refusals, the two axes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,33 @@ def test_what_cannot_work_is_refused(base: Base, prepared: Path, tmp_path: Path)
     other = Adapter(content.layers, Metadata(content="teacup"))
     with pytest.raises(B4MError, match="teacup"):
         merged(base, prepared, tmp_path, MergeSettings(steps=1), other, style)
+
+
+@pytest.mark.parametrize("method", ["ziplora", "duolora"])
+def test_gradient_checkpointing_changes_memory_alone(
+    method: str, base: Base, prepared: Path, tmp_path: Path
+) -> None:
+    content, style = adapters_of(base, 3, 4)
+    content = replace(content, metadata=Metadata(concept="teapot", stage="content"))
+    style = replace(style, metadata=Metadata(concept="stripes", stage="style"))
+    results = []
+    for wanted in (False, True):
+        settings = MergeSettings(steps=3, bank=3, gradient_checkpointing=wanted)
+        calls: list[bool] = []
+        context = MergeContext(
+            "tiny",
+            settings,
+            data_dir=prepared,
+            workdir=tmp_path / str(wanted),
+            loader=lambda name: base,
+        )
+        handle = base.unet.mid_block.register_forward_hook(
+            lambda module, *_: calls.append(module.gradient_checkpointing)  # noqa: B023
+        )
+        results.append(MERGES[method](content, style, context))
+        handle.remove()
+        assert any(calls) == wanted
+        assert not base.unet.mid_block.gradient_checkpointing
+    for name, pair in results[0].layers.items():
+        assert torch.allclose(pair.up, results[1].layers[name].up, atol=1e-6)
+        assert torch.allclose(pair.down, results[1].layers[name].down, atol=1e-6)
