@@ -93,7 +93,9 @@ def attached(base: Base, deltas: Deltas | None) -> Iterator[AdaptedUNet | None]:
                 ("text_encoder.", "text_encoder_2."), base.text_encoders, strict=True
             ):
                 layers = {
-                    name.removeprefix(prefix): Fixed(pair.to(dtype=base.dtype, device=base.device))
+                    _inside(encoder, name.removeprefix(prefix)): Fixed(
+                        pair.to(dtype=base.dtype, device=base.device)
+                    )
                     for name, pair in deltas.text_layers.items()
                     if name.startswith(prefix)
                 }
@@ -103,6 +105,12 @@ def attached(base: Base, deltas: Deltas | None) -> Iterator[AdaptedUNet | None]:
     finally:
         for one in held:
             one.remove()
+
+
+def _inside(encoder: nn.Module, layer: str) -> str:
+    """The module path of a file's layer; newer transformers drop a level of the first encoder."""
+    level = "text_model."
+    return layer if hasattr(encoder, "text_model") else layer.removeprefix(level)
 
 
 def _check_base(base: Base, adapter: Adapter) -> None:
