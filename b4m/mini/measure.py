@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from b4m.evaluate.encoders import ClipEncoder, open_encoder
-from b4m.mini import captions, vae
+from b4m.mini import captions, clip, vae
 from b4m.mini.grid import Cell
 from b4m.mini.recipe import Recipe
 from b4m.mini.styles import STYLES
@@ -118,7 +118,7 @@ def _vae(base: Base, tiles: Tiles, picture: Path) -> dict[str, float]:
     return found
 
 
-def _evaluator(judge: Judge, tiles: Tiles, recipe: Recipe) -> dict[str, float]:
+def _evaluator(judge: Judge, tiles: Tiles, recipe: Recipe) -> dict[str, Any]:
     """mini-CLIP on cells of held-out contents in the styles that it never saw them in."""
     unseen = recipe.clip.unseen_styles
     cells = [
@@ -141,15 +141,34 @@ def _evaluator(judge: Judge, tiles: Tiles, recipe: Recipe) -> dict[str, float]:
                 hits.append(float((likeness.argmax(1) == np.arange(len(held))).mean()))
     independent = open_encoder("efficientnet-lite0").encode_pictures(_pictures(tiles, cells))
     pairs = np.triu_indices(len(cells), 1)
+    moved, of_moved = _moved(judge, tiles, recipe)
     correlation = np.corrcoef((features @ features.T)[pairs], (independent @ independent.T)[pairs])
     return {
         "names": len(held),
         "text_to_picture_r1": _recall(named, truth),
         "picture_to_name_top1": float((named.argmax(1) == truth).mean()),
         "style_accuracy": float((judge.style_scores(features).argmax(1) == styles).mean()),
+        "style_accuracy_by_style": {
+            style: float((judge.style_scores(features[rows]).argmax(1) == styles[rows]).mean())
+            for style, rows in order.items()
+        },
+        "style_accuracy_on_new_augmentations": float(
+            (judge.style_scores(moved).argmax(1) == of_moved).mean()
+        ),
         "same_content_first": float(np.mean(hits)),
         "correlation_with_efficientnet": float(correlation[0, 1]),
     }
+
+
+def _moved(judge: Judge, tiles: Tiles, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Features and styles of known cells, moved and turned as in no training step."""
+    cells = random.Random(2).sample(range(len(tiles.cells)), min(600, len(tiles.cells)))
+    pixels = recipe.clip.pixels
+    seed = torch.Generator().manual_seed(987_654_321)
+    moved = clip.augment(tiles.tensor(cells, torch.device("cpu"), pixels), seed, pixels)
+    bytes_ = ((moved + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    features = judge.encoder.encode_pictures([Image.fromarray(one) for one in bytes_])
+    return features, np.array([judge.styles.index(tiles.cells[i].style.id) for i in cells])
 
 
 def _recall(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -167,14 +186,11 @@ def _base(judge: Judge, base: Base, tiles: Tiles, recipe: Recipe, prompts: int) 
     nearest = Nearest(tiles, judge.contents)
     real = _judged(judge, cells, _pictures(tiles, positions), nearest)
     found: dict[str, Any] = {"prompts": len(cells), "real": real}
-    few = cells[: max(1, len(cells) // 8)]
+    few = cells[: max(1, len(cells) // 5)]
     for guidance in GUIDANCES:
         scores = _judged(judge, few, _drawn(base, few, guidance), nearest)
         found[f"{len(few)} prompts at guidance {guidance}"] = scores
-    best = max(
-        GUIDANCES,
-        key=lambda g: found[f"{len(few)} prompts at guidance {g}"]["content_top1"],
-    )
+    best = max(GUIDANCES, key=lambda g: sum(found[f"{len(few)} prompts at guidance {g}"].values()))
     begun = time.perf_counter()
     drawn = _drawn(base, cells, best)
     found["guidance"] = best

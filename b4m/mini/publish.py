@@ -133,16 +133,20 @@ def clip_card(measures: dict[str, Any], recipe: Recipe) -> str:
     """The model card of mini-CLIP."""
     found = measures["evaluator"]
     unseen = ", ".join(recipe.clip.unseen_styles)
+    by_style = ", ".join(f"{k} {v:.0%}" for k, v in found["style_accuracy_by_style"].items())
     return f"""# mini-CLIP
 
-The default evaluator of the offline world: open_clip's model classes and loss, 4 M parameters,
-pictures of {recipe.clip.pixels} px. It shares the tokenizer with mini-SDXL and no weight. Its
-numbers are not CLIP scores of any published model.
+The default evaluator of the offline world: open_clip's model classes, 4 M parameters, pictures of
+{recipe.clip.pixels} px. It shares the tokenizer with mini-SDXL and no weight. Its numbers are not
+CLIP scores of any published model.
 
-- **Data**: every content and style of the training grid, held-out ones included, because an
-  evaluator must know more than the model under test; except the held-out contents in {unseen}.
-  Pictures are moved, turned, mirrored, tinted, blurred and made noisy in training.
-- **Training**: `b4m mini clip`; recipe in `b4m/mini/recipe.py`.
+- **Data**: all 664 contents in every drawn style, {recipe.contents or 602} base and all held-out
+  ones in painted styles too, because an evaluator must know more than the model under test; except
+  the held-out contents in {unseen}. Pictures are moved, turned, mirrored, tinted, blurred and made
+  noisy in training.
+- **Training**: `b4m mini clip`; recipe in `b4m/mini/recipe.py`. Beside CLIP's own loss three terms
+  of the same form ask what the evaluator will be asked: which thing, which style, and which picture
+  shows the same thing in another style.
 
 Measured on the {found["names"]} held-out contents in those three styles, all never seen:
 
@@ -151,7 +155,9 @@ Measured on the {found["names"]} held-out contents in those three styles, all ne
 | text to picture, the best of all pictures shows the name (R@1) | \
 {found["text_to_picture_r1"]:.1%} |
 | picture to name, top-1 among {found["names"]} | {found["picture_to_name_top1"]:.1%} |
-| style named right among all styles | {found["style_accuracy"]:.1%} |
+| style named right among all styles | {found["style_accuracy"]:.1%} ({by_style}) |
+| style named right, known cells in new augmentations | \
+{found["style_accuracy_on_new_augmentations"]:.1%} |
 | the same content in another style ranks first | {found["same_content_first"]:.1%} |
 | correlation of its picture likeness with EfficientNet-Lite0's | \
 {found["correlation_with_efficientnet"]:.2f} |
