@@ -11,14 +11,25 @@ arguments in the same folder are refused, because old pictures would answer them
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 
-from b4m import verbs
+from b4m.config import (
+    DEFAULT_BASE,
+    DEFAULT_EVALUATOR,
+    MergeSettings,
+    SampleSettings,
+    TrainSettings,
+    resolve,
+)
 from b4m.errors import B4MError
 from b4m.methods import MERGES, SAMPLERS, TRAINERS
+from b4m.verbs.drawing import sample
+from b4m.verbs.judging import evaluate, report
+from b4m.verbs.making import merge, prepare, train
 
 QUESTION = "question.json"
 PAIRINGS = ("every", "matching")
@@ -89,7 +100,86 @@ class Question:
         return list(dict.fromkeys(["lora", *own]))
 
 
-def compare(question: Question, out: Path) -> Path:
+def compare(
+    source: str | Path,
+    out: str | Path,
+    content: Sequence[str],
+    style: Sequence[str],
+    method: Sequence[str] = ("b4m", "direct"),
+    seed: Sequence[int] = (0, 1),
+    style_pictures: int = 5,
+    pairing: str = "every",
+    base: str = DEFAULT_BASE,
+    evaluator: str = DEFAULT_EVALUATOR,
+    train_with: Sequence[str] = (),
+    merge_with: Sequence[str] = (),
+    sample_with: Sequence[str] = (),
+) -> Path:
+    """Compare methods on every pair of some contents and styles, in one report.
+
+    Beside the methods stand the base and each adapter alone. Every method starts from the same
+    noise. A comparison that was killed goes on where it stopped when the same command is given
+    again.
+
+    Args:
+        source: folder of an EmojiGrid, or your own folder with content/NAME and style/NAME
+        out: folder for data, adapters, pictures, scores and report.html
+        content: names of contents
+        style: names of styles
+        method: merges (see merge), klora or joint
+        seed: one picture per pair, method and seed
+        style_pictures: pictures that a style is trained on
+        pairing: every content with every style, or matching: first with first, and so on
+        base: base model: a folder, a hub id or a single-file checkpoint
+        evaluator: a folder, or an open_clip MODEL:WEIGHTS; more after commas check the first
+        train_with: settings of train, as NAME=VALUE
+        merge_with: settings of merge, as NAME=VALUE
+        sample_with: settings of sample, as NAME=VALUE
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        B4MError: for unknown names, methods or settings, or an `out` that answers another question.
+    """
+    from b4m.tracking import open_tracker
+
+    question = Question(
+        source=str(source),
+        contents=tuple(content),
+        styles=tuple(style),
+        methods=tuple(method),
+        seeds=tuple(seed),
+        base=base,
+        evaluator=evaluator,
+        style_pictures=style_pictures,
+        pairing=pairing,
+        train=_pairs_of(TrainSettings, train_with),
+        merge=_pairs_of(MergeSettings, merge_with),
+        sample=_pairs_of(SampleSettings, sample_with),
+    )
+    with open_tracker(f"compare/{Path(out).name}", "compare", settings=asdict(question)) as run:
+        if run.run_id:
+            os.environ["B4M_PARENT_RUN"] = run.run_id
+        try:
+            return _answer(question, Path(out))
+        finally:
+            os.environ.pop("B4M_PARENT_RUN", None)
+
+
+def _pairs_of(kind: type, given: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE texts as settings, checked before anything is made."""
+    values = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise B4MError(f"{text!r} is no setting; write NAME=VALUE")
+        values[name.replace("-", "_")] = value
+    resolve(kind, values)
+    return values
+
+
+def _answer(question: Question, out: Path) -> Path:
     """Answer the question in `out`; returns the report's path.
 
     Raises:
@@ -98,7 +188,7 @@ def compare(question: Question, out: Path) -> Path:
     _claim(question, out)
     data = out / "data"
     if not data.exists():
-        verbs.prepare(
+        prepare(
             question.source,
             data,
             ",".join(question.contents),
@@ -108,9 +198,9 @@ def compare(question: Question, out: Path) -> Path:
         )
     _train(question, out)
     folders = [*_alone(question, out), *_merged(question, out)]
-    verbs.evaluate(folders, data, out / "scores", question.evaluator)
+    evaluate(folders, data, out / "scores", question.evaluator)
     title = f"{len(question.pairs)} pairs, {len(question.methods)} methods"
-    return verbs.report(folders, out / "scores", data, out / "report.html", title)
+    return report(folders, out / "scores", data, out / "report.html", title)
 
 
 def _claim(question: Question, out: Path) -> None:
@@ -138,7 +228,7 @@ def _train(question: Question, out: Path) -> None:
     for kind, concept, way in jobs:
         file = _adapter(out, kind, concept, way)
         if not file.exists():
-            verbs.train(kind, out / "data", concept, file, way, question.base, question.train)
+            train(kind, out / "data", concept, file, way, question.base, question.train)
 
 
 def _alone(question: Question, out: Path) -> Iterator[Path]:
@@ -167,7 +257,7 @@ def _merged(question: Question, out: Path) -> Iterator[Path]:
         else:
             merged = out / "merged" / f"{pair}-{method}.safetensors"
             if not merged.exists():
-                verbs.merge(
+                merge(
                     parts[0], parts[1], merged, method, question.base, out / "data", question.merge
                 )
             parts = [merged]
@@ -186,7 +276,7 @@ def _draw(
 ) -> Path:
     folder = out / "samples" / label / name
     if not folder.exists():
-        verbs.sample(
+        sample(
             folder,
             files,
             out / "data",

@@ -1,0 +1,27 @@
+"""The verbs: each works on files alone and writes one file or folder that stands alone.
+
+    prepare -> train (content, style) -> merge -> sample -> evaluate -> report
+    compare: all of these for contents x styles x methods
+    inspect, convert: look at an adapter file, or write it for another tool
+
+The command line, the Kubeflow components and library users call these same functions. Everything
+heavy is imported inside them, so that `b4m --help` needs no torch.
+"""
+
+from b4m.verbs.comparing import compare
+from b4m.verbs.drawing import sample
+from b4m.verbs.filing import convert, inspect
+from b4m.verbs.judging import evaluate, report
+from b4m.verbs.making import merge, prepare, train
+
+__all__ = [
+    "compare",
+    "convert",
+    "evaluate",
+    "inspect",
+    "merge",
+    "prepare",
+    "report",
+    "sample",
+    "train",
+]
