@@ -4,9 +4,10 @@ A layer that only one adapter has is zero (rank 0) on the other side. In closed-
 layers of the text encoders follow the same rule as those of the UNet.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from b4m.train.run import code_version
 Layers = dict[str, LowRank]
 Pairs = dict[str, tuple[LowRank, LowRank]]
 Rule = Callable[[LowRank, LowRank], LowRank]
+Result = TypeVar("Result")
 RankRule = Callable[[LowRank, LowRank], int]
 
 
@@ -124,19 +126,21 @@ def truncated(adapter: Adapter, ranks: Mapping[str, int]) -> Adapter:
     every = adapter.layers | adapter.text_layers
     cut: Layers = {}
     energy = lost = worst = 0.0
-    cutting = any(0 < ranks[name] < pair.rank for name, pair in every.items())
+    too_wide = {n: pair for n, pair in every.items() if 0 < ranks[n] < pair.rank}
+    shorter = side_by_side(lambda name: too_wide[name].truncate(ranks[name]), list(too_wide))
+    shares = dict(zip(too_wide, shorter, strict=True))
     for name, pair in every.items():
         cut[name] = pair
-        if 0 < ranks[name] < pair.rank:
-            cut[name], share = pair.truncate(ranks[name])
+        if name in shares:
+            cut[name], share = shares[name]
             # In the balanced singular basis a column of up has squared length sigma.
             kept = float(cut[name].up.double().square().sum(dim=0).square().sum())
             energy, lost = energy + kept / (1.0 - share), lost + kept * share / (1.0 - share)
             worst = max(worst, share)
-        elif cutting:
+        elif too_wide:
             energy += pair.norm() ** 2
     config = dict(adapter.metadata.config)
-    if cutting:
+    if too_wide:
         config["energy_lost"] = {"total": lost / energy if energy else 0.0, "worst_layer": worst}
     widest = max((pair.rank for pair in cut.values()), default=0)
     return Adapter(
@@ -144,6 +148,21 @@ def truncated(adapter: Adapter, ranks: Mapping[str, int]) -> Adapter:
         replace(adapter.metadata, rank=widest, config=config),
         {name: cut[name] for name in adapter.text_layers},
     )
+
+
+def side_by_side(work: Callable[[str], Result], names: Sequence[str]) -> list[Result]:
+    """`work` of every name, in order, on as many threads as torch may use.
+
+    The matrices of a layer are too small for two threads to share; two layers are not.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(names) < 2 * threads:
+        return [work(name) for name in names]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, names))
+    finally:
+        torch.set_num_threads(threads)  # torch remembers the last call for threads to come
 
 
 def _widened(pair: LowRank, rank: int) -> LowRank:

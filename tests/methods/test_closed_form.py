@@ -14,6 +14,7 @@ from b4m.errors import B4MError
 from b4m.methods import MERGES
 from b4m.methods.context import MergeContext
 from b4m.sdxl import Base
+from b4m.train.combine import side_by_side
 from tests.methods.draws import adapters_of, dense_weights, draw_adapter, draw_pair, look
 
 CLOSED = ("direct", "svd", "ties", "dare", "nplora")
@@ -255,3 +256,20 @@ def test_zero_adapters_merge_to_zero() -> None:
     for method in CLOSED:
         result = merged(method, zero, zero, MergeSettings(rank=1))
         assert result.layers["a"].dense().abs().max() == 0.0
+
+
+def test_layers_side_by_side_keep_their_order_and_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        seen = side_by_side(
+            lambda name: (name, torch.get_num_threads()), [str(n) for n in range(40)]
+        )
+        assert [name for name, _ in seen] == [str(n) for n in range(40)]
+        assert {threads for _, threads in seen} == {1}, "a layer's matrices are for one thread"
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError):
+            side_by_side(lambda name: 1 // int(name), ["1", "0", "1", "1", "1", "1"])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
