@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -32,13 +33,10 @@ def data_uris(paths: Iterable[Path], budget: int = BUDGET) -> dict[Path, str]:
 def contact_sheet(world: World) -> Image.Image:
     """Rows of the report as one picture: references above, then every label, named at the left."""
     chosen = _columns(world)
-    pairs = list(dict.fromkeys(chosen_pair for chosen_pair, _, _ in chosen))
-    rows: list[tuple[str, list[Path | None]]] = []
-    for kind, number in (("content", 0), ("style", 1)):
-        names = list(dict.fromkeys(pair[number] for pair in pairs))
-        each = max(1, len(chosen) // len(names))
-        shown = [p for name in names for p in world.prepared.concept(kind, name).trained[:each]]
-        rows.append((kind.capitalize(), list(shown[: len(chosen)])))
+    rows: list[tuple[str, list[Path | None]]] = [
+        (kind.capitalize(), _trained(world, kind, [pair for pair, _, _ in chosen]))
+        for kind in ("content", "style")
+    ]
     by_key = {
         (sample.label, world.pair_of(sample), sample.prompt, sample.seed): sample.path
         for sample in world.samples
@@ -62,6 +60,17 @@ def contact_sheet(world: World) -> Image.Image:
                 sheet.paste(tile, (_LABEL + place * step, top))
     pen.line((_GAP * 2, 2 * step + _GAP, sheet.width - _GAP * 2, 2 * step + _GAP), "#d9d6ce", 1)
     return sheet
+
+
+def _trained(world: World, kind: str, pairs: Sequence[tuple[str, str]]) -> list[Path | None]:
+    """For each column a training picture of its own pair's concept, a further one each time."""
+    shown: Counter[tuple[str, str]] = Counter()
+    found: list[Path | None] = []
+    for pair in pairs:
+        trained = world.prepared.concept(kind, pair[0 if kind == "content" else 1]).trained
+        found.append(trained[shown[pair]] if shown[pair] < len(trained) else None)
+        shown[pair] += 1
+    return found
 
 
 def _columns(world: World) -> list[tuple[tuple[str, str], str, int]]:
