@@ -17,9 +17,11 @@ from b4m.mini.sources import PACKAGES, Package
 
 # What the recipe cannot say: how the version that lies in data/ came about.
 HISTORY = """This
-  version, 2026-11: autoencoder 1,600 steps in 10 minutes; UNet and text encoders 750 steps of 96
-  pictures from 140 contents, then 1,330 steps of 64 pictures from 64 of them, about an hour on one
-  busy CPU core. One evening on an accelerator (`--recipe accelerator`) has not been spent on it."""
+  version, 2026-11, took about three and a half hours of one CPU core: autoencoder 1,600 steps; UNet
+  and text encoders 750 steps of 96 pictures, 3,400 of 64 and 1,030 of 128 on 64 contents, then 910
+  of 128 on 140 contents with many nonsense names and looks. Without that last part it drew what it
+  knew more sharply, and an adapter's new thing fell apart as soon as an unknown look was named.
+  `--recipe accelerator` trains it on the whole grid; nobody has run that yet."""
 
 _MAKERS = {
     "@iconify-json/twemoji": "Twemoji by Twitter and contributors",
