@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
 
 from b4m import verbs
 from b4m.errors import B4MError
+from tests.data.worlds import write_user_folder
 
 FAST = ["steps=2", "rank=4", "batch_size=1", "accumulation=1"]
 
@@ -17,21 +17,12 @@ FAST = ["steps=2", "rank=4", "batch_size=1", "accumulation=1"]
 @pytest.fixture(scope="module")
 def asked(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One content in two styles, two methods, one seed."""
-    source = tmp_path_factory.mktemp("own")
-    for name, colour in (
-        ("content/cat/0", "orange"),
-        ("style/ink/0", "black"),
-        ("style/wax/0", "red"),
-    ):
-        picture = Image.new("RGB", (48, 48), "white")
-        ImageDraw.Draw(picture).ellipse((8, 8, 40, 36), fill=colour)
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(source / f"{name}.png")
+    source = write_user_folder(tmp_path_factory.mktemp("own"))
     return {
         "source": source,
         "out": tmp_path_factory.mktemp("compare") / "out",
-        "content": ["cat"],
-        "style": ["ink", "wax"],
+        "content": ["teapot"],
+        "style": ["stripes", "dots"],
         "method": ["direct", "klora"],
         "seed": [3],
         "base": str(tiny_base),
@@ -57,10 +48,10 @@ def test_every_pair_has_every_row_and_nothing_is_made_twice(
         rows = list(csv.DictReader(stream))
     found = {(row["method"], row["content"], row["style"]) for row in rows}
     for label in ("base", "content only", "style only", "direct", "klora"):
-        assert {(label, "cat", "ink"), (label, "cat", "wax")} <= found
+        assert {(label, "teapot", "stripes"), (label, "teapot", "dots")} <= found
 
     # as if it had been killed while the last pictures were drawn
-    last = out / "samples" / "klora" / "cat+wax"
+    last = out / "samples" / "klora" / "teapot+dots"
     before = (last / "images" / "000-s3.png").read_bytes()
     shutil.rmtree(last)
     shutil.rmtree(out / "scores")

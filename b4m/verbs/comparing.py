@@ -49,7 +49,6 @@ class Question:
         base: base model.
         evaluator: encoders, the first one judges.
         style_pictures: pictures that teach a style.
-        partners: pictures that accompany B4M's training.
         pairing: `every` content with every style, or `matching`: first with first, and so on.
         train: settings of training.
         merge: settings of merging.
@@ -64,7 +63,6 @@ class Question:
     base: str
     evaluator: str
     style_pictures: int = 5
-    partners: int = 3
     pairing: str = "every"
     train: Mapping[str, object] = field(default_factory=dict)
     merge: Mapping[str, object] = field(default_factory=dict)
@@ -194,7 +192,6 @@ def _answer(question: Question, out: Path) -> Path:
             ",".join(question.contents),
             ",".join(question.styles),
             question.style_pictures,
-            question.partners,
         )
     _train(question, out)
     folders = [*_alone(question, out), *_merged(question, out)]

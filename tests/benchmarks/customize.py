@@ -4,13 +4,11 @@
 
 Ten held-out contents from ONE picture each, five held-out styles from 1, 5 and 20 pictures, plain
 adapters and their direct merge, all fifty pairs, beside the identity rows. Writes table.md and
-sheet.png. About twenty minutes of one CPU core; a killed run goes on where it stopped.
+sheet.png. About half an hour of one CPU core; a killed run goes on where it stopped.
 """
 
 import argparse
 import csv
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -55,7 +53,6 @@ def main() -> None:
     given = flags.parse_args()
     folders = {count: given.out / f"{count:02d}" for count in given.count}
     for count, folder in folders.items():
-        _share(list(folders.values()), folder)
         verbs.compare(
             "data/emojigrid",
             folder,
@@ -69,16 +66,6 @@ def main() -> None:
     (given.out / "table.md").write_text(table(folders), encoding="utf-8")
     sheet(folders).save(given.out / "sheet.png", optimize=True)
     print(table(folders))
-
-
-def _share(folders: Sequence[Path], folder: Path) -> None:
-    """What does not depend on the style's pictures is drawn once: base, and content alone."""
-    for other in folders:
-        for label in ("base", "content only"):
-            drawn, wanted = other / "samples" / label, folder / "samples" / label
-            if other != folder and (other / "report.html").exists() and not wanted.exists():
-                if (folder / "question.json").exists():
-                    shutil.copytree(drawn, wanted)
 
 
 def table(folders: dict[int, Path]) -> str:
