@@ -1,7 +1,8 @@
 """Runs in MLflow: the only module that imports it, and only when a run is opened.
 
 A pipeline run is a parent run; every adapter, merge and evaluation is a child of it. The link is
-the tag `mlflow.parentRunId`, because the children are other processes. What decides where things
+the tag `mlflow.parentRunId`, because the children are other processes: the first one opens the
+parent, the last one closes it, and whichever fails marks it failed. What decides where things
 go, in this order:
 
 - `B4M_TRACKING=off`: nothing is recorded.
@@ -156,6 +157,7 @@ def open_tracker(
     settings: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
     parent: str = "",
+    goes_on: bool = False,
 ) -> Iterator[Tracker]:
     """A run for the body of a `with`; it ends FINISHED, FAILED or KILLED with it.
 
@@ -166,6 +168,7 @@ def open_tracker(
         settings: recorded as parameters, flattened with dots.
         tags: further tags.
         parent: id of the parent run; `B4M_PARENT_RUN` if left out.
+        goes_on: other processes continue this run (`part_of`): it stays open unless it fails.
     """
     known = {
         "b4m.stage": stage,
@@ -187,8 +190,45 @@ def open_tracker(
         status = "KILLED"
         raise
     finally:
-        if isinstance(tracker, MLflowTracker):
+        if isinstance(tracker, MLflowTracker) and not (goes_on and status == "FINISHED"):
             tracker.finish(status)
+
+
+@contextmanager
+def part_of(parent: str, last: bool = False) -> Iterator[None]:
+    """One step of a parent run that another process opened; runs inside are its children.
+
+    Args:
+        parent: id of the parent run; "" when nothing is recorded.
+        last: the parent ends FINISHED with this step. Any step that fails ends it FAILED or KILLED;
+            a process that is killed outright cannot, and its parent stays RUNNING.
+    """
+    before = os.environ.get("B4M_PARENT_RUN", "")
+    os.environ["B4M_PARENT_RUN"] = parent
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        os.environ["B4M_PARENT_RUN"] = before
+        if parent and (last or status != "FINISHED"):
+            _end(parent, status)
+
+
+def _end(run_id: str, status: str) -> None:
+    if os.environ.get("B4M_TRACKING", "").lower() == "off" or os.environ.get("MLFLOW_RUN_ID"):
+        return
+    try:
+        uri = tracking_uri()
+        _reach(uri)
+        from mlflow import MlflowClient
+
+        MlflowClient(tracking_uri=uri).set_terminated(run_id, status)
+    except Exception as error:  # whatever MLflow, SQLAlchemy or requests raise
+        _warn(error)
 
 
 def tracking_uri() -> str:

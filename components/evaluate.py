@@ -27,10 +27,11 @@ def evaluate(
     import csv
     import os
 
-    os.environ["B4M_PARENT_RUN"] = data.metadata["parent_run"]
     from b4m import verbs
+    from b4m.tracking import part_of
 
-    verbs.evaluate([s.path for s in alone + merged], data.path, scores.path, evaluator)
+    with part_of(data.metadata["parent_run"]):
+        verbs.evaluate([s.path for s in alone + merged], data.path, scores.path, evaluator)
     with open(os.path.join(scores.path, "summary.csv"), newline="") as file:
         for row in csv.DictReader(file):
             metrics.log_metric(f"{row['method']} {row['metric']}", float(row["mean"]))

@@ -25,14 +25,13 @@ def merge(
         data: Prepared pictures and captions, for methods that learn.
         adapters: Folder of trained adapters.
     """
-    import os
-
-    os.environ["B4M_PARENT_RUN"] = data.metadata["parent_run"]
     from b4m import verbs
     from b4m.methods import TRAINERS
+    from b4m.tracking import part_of
 
     pair = method if method in TRAINERS else "lora"
     content, style = (f"{adapters.path}/{k}-{pair}.safetensors" for k in ("content", "style"))
     out = f"{merged.path}/adapter.safetensors"
-    verbs.merge(content, style, out, method, base, data.path, settings)
+    with part_of(data.metadata["parent_run"]):
+        verbs.merge(content, style, out, method, base, data.path, settings)
     merged.metadata.update(kind="merged", method=method, pair=pair)

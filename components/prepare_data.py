@@ -39,7 +39,8 @@ def prepare_data(
         if name not in MERGES:  # told now, not after the training
             raise B4MError(f"unknown merge method {name!r}; known: {', '.join(MERGES)}")
     chosen = {"source": source, "content": content, "style": style, "methods": methods}
-    with open_tracker(f"customize/{content}+{style}", "customize", settings=chosen) as run:
+    name = f"customize/{content}+{style}"
+    with open_tracker(name, "customize", settings=chosen, goes_on=True) as run:
         data.metadata["parent_run"] = run.run_id
-    verbs.prepare(source, data.path, content, style, int(style_pictures), int(partners))
+        verbs.prepare(source, data.path, content, style, int(style_pictures), int(partners))
     return list(dict.fromkeys(m if m in TRAINERS else "lora" for m in methods))

@@ -25,10 +25,9 @@ def report(
         merged: Pictures of the merged adapters, one set per method.
         scores: Scores of all pictures.
     """
-    import os
-
-    os.environ["B4M_PARENT_RUN"] = data.metadata["parent_run"]
     from b4m import verbs
+    from b4m.tracking import part_of
 
     samples = [s.path for s in alone + merged]
-    verbs.report(samples, scores.path, data.path, page.path, title)
+    with part_of(data.metadata["parent_run"], last=True):
+        verbs.report(samples, scores.path, data.path, page.path, title)

@@ -29,13 +29,14 @@ def sample(
         data: Prepared pictures and captions; they give the prompts.
         adapter: The merged adapter, or the folder of trained adapters.
     """
-    import os
-
-    os.environ["B4M_PARENT_RUN"] = data.metadata["parent_run"]
     from b4m import verbs
+    from b4m.tracking import part_of
 
     alone = f"{adapter.path}/{which}-{adapter.metadata.get('alone')}.safetensors"
     files = {"none": [], "merged": [f"{adapter.path}/adapter.safetensors"]}.get(which, [alone])
     samples.metadata["label"] = label
     numbers = [int(seed) for seed in seeds]
-    verbs.sample(samples.path, files, data.path, [], numbers, label, base=base, settings=settings)
+    with part_of(data.metadata["parent_run"]):
+        verbs.sample(
+            samples.path, files, data.path, [], numbers, label, base=base, settings=settings
+        )

@@ -27,11 +27,10 @@ def train_adapter(
         settings: Training settings by name, for example rank or steps; the rest are defaults.
         data: Prepared pictures and captions.
     """
-    import os
-
-    os.environ["B4M_PARENT_RUN"] = data.metadata["parent_run"]
     from b4m import verbs
+    from b4m.tracking import part_of
 
     out = f"{adapter.path}/adapter.safetensors"
-    verbs.train(kind, data.path, concept, out, method, base, settings)
+    with part_of(data.metadata["parent_run"]):
+        verbs.train(kind, data.path, concept, out, method, base, settings)
     adapter.metadata.update(kind=kind, concept=concept, method=method)

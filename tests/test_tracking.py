@@ -103,6 +103,31 @@ def test_children_point_to_their_parent_and_share_its_experiment(
     assert found.info.experiment_id == client(store).get_run(parent.run_id).info.experiment_id
 
 
+def test_a_parent_run_lives_as_long_as_its_steps(store: str) -> None:
+    def status() -> str:
+        return str(client(store).get_run(parent.run_id).info.status)
+
+    with tracking.open_tracker("customize", goes_on=True) as parent:
+        pass
+    assert status() == "RUNNING"
+    with tracking.part_of(parent.run_id), tracking.open_tracker("content") as child:
+        pass
+    assert client(store).get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert status() == "RUNNING"
+    with pytest.raises(ValueError, match="no such style"), tracking.part_of(parent.run_id):
+        raise ValueError("no such style")
+    assert status() == "FAILED"
+    with tracking.part_of(parent.run_id, last=True):  # the step was tried again
+        pass
+    assert status() == "FINISHED"
+    with (
+        pytest.raises(OSError, match="disk full"),
+        tracking.open_tracker("customize", goes_on=True) as parent,
+    ):
+        raise OSError("disk full")
+    assert status() == "FAILED"
+
+
 def test_a_run_made_by_the_platform_is_used_and_left_open(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

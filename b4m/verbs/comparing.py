@@ -11,7 +11,6 @@ arguments in the same folder are refused, because old pictures would answer them
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -140,7 +139,7 @@ def compare(
     Raises:
         B4MError: for unknown names, methods or settings, or an `out` that answers another question.
     """
-    from b4m.tracking import open_tracker
+    from b4m.tracking import open_tracker, part_of
 
     question = Question(
         source=str(source),
@@ -156,13 +155,12 @@ def compare(
         merge=_pairs_of(MergeSettings, merge_with),
         sample=_pairs_of(SampleSettings, sample_with),
     )
-    with open_tracker(f"compare/{Path(out).name}", "compare", settings=asdict(question)) as run:
-        if run.run_id:
-            os.environ["B4M_PARENT_RUN"] = run.run_id
-        try:
-            return _answer(question, Path(out))
-        finally:
-            os.environ.pop("B4M_PARENT_RUN", None)
+    name = f"compare/{Path(out).name}"
+    with (
+        open_tracker(name, "compare", settings=asdict(question)) as run,
+        part_of(run.run_id),
+    ):
+        return _answer(question, Path(out))
 
 
 def _pairs_of(kind: type, given: Sequence[str]) -> dict[str, str]:
