@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         "--recipe",
         choices=tuple(RECIPES),
         default="laptop",
-        help="laptop: 200 contents at 64 px; accelerator: all at 128 px",
+        help="laptop: 140 contents at 64 px; accelerator: all at 128 px",
     )
     parser.add_argument("--steps", type=int, default=0, help="steps at the most")
     parser.add_argument("--minutes", type=float, default=0.0, help="wall time at the most")

@@ -2,11 +2,15 @@
 
 tiles -> autoencoder (frozen) -> latent means and deviations, kept in memory
 captions -> many wordings per cell, tokenized once
+looks nobody named: cells of all base contents, repainted, under nonsense words
 step: cells drawn by weight, a wording each, noise, v-prediction, mean squared error
 """
 
 import random
 import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,9 +20,11 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from b4m.mini import captions, sdxl, tokenizer
+from b4m.mini.grid import Cell
+from b4m.mini.looks import repaint
 from b4m.mini.recipe import BaseRecipe, Recipe
 from b4m.mini.run import Run, pick_device
-from b4m.mini.styles import PAINTED, STYLES
+from b4m.mini.styles import DRAWN, PAINTED, STYLES
 from b4m.mini.tiles import Tiles, core, named
 
 
@@ -43,6 +49,10 @@ def learn_tokenizer(tiles: Tiles, world: Recipe, work: Path) -> CLIPTokenizer:
     learned = tokenizer.learn(texts, world.vocabulary, world.architecture.max_tokens)
     tokenizer.save(learned, folder)
     return learned
+
+
+LOOKS = 8192  # repainted drawings that are kept in memory
+UNNAMED = 0.7  # share of them whose thing has no name either
 
 
 class TextConditioned(nn.Module):
@@ -98,11 +108,7 @@ def train(tiles: Tiles, work: Path, world: Recipe, speed: str = "eager") -> None
         unet, pipeline.text_encoder, pipeline.text_encoder_2, world.architecture.pixels
     ).to(device)
     run = Run("base", {"model": model}, recipe.schedule, work)
-    known = core(tiles.cells, recipe.contents)
-    positions = [p for p in tiles.positions("base") if tiles.cells[p].content.id in known]
-    mean, deviation = _latents(vae, tiles, positions, device)
-    tokens = _tokens(tiles, positions, vocabulary, recipe).to(device)
-    weights = _weights(tiles, positions, recipe).to(device)
+    shown = _gather(tiles, vae, vocabulary, recipe, device)
     alphas = pipeline.scheduler.alphas_cumprod.to(device).float()
     alphas[-1] = 0.0  # the scheduler keeps 2 ** -24 there, for sampling
     if speed == "compiled":
@@ -111,18 +117,18 @@ def train(tiles: Tiles, work: Path, world: Recipe, speed: str = "eager") -> None
     def loss_of_step(step: int) -> torch.Tensor:
         generator = torch.Generator(device).manual_seed(recipe.schedule.seed * 7919 + step)
         size = recipe.schedule.batch
-        index = torch.multinomial(weights, size, replacement=True, generator=generator)
-        wording = torch.randint(tokens.shape[1], (size,), generator=generator, device=device)
+        index = torch.multinomial(shown.weights, size, replacement=True, generator=generator)
+        wording = torch.randint(recipe.variants, (size,), generator=generator, device=device)
         t = torch.randint(1000, (size,), generator=generator, device=device)
-        shape = (size, *mean.shape[1:])
+        shape = (size, *shown.mean.shape[1:])
         draw, noise = torch.randn((2, *shape), generator=generator, device=device)
-        x0 = mean[index].float() + deviation[index].float() * draw
+        x0 = shown.mean[index].float() + shown.deviation[index].float() * draw
         signal = alphas[t].sqrt()[:, None, None, None]
         sigma = (1.0 - alphas[t]).sqrt()[:, None, None, None]
         keep = torch.rand(size, generator=generator, device=device) >= recipe.unconditional
         noisy = (signal * x0 + sigma * noise).to(run.dtype)
         with run.arithmetic():
-            words = tokens[index, wording].long()
+            words = shown.tokens[index, wording].long()
             v = run.working["model"](noisy, t, words, keep.to(run.dtype))
         return (v.float() - (signal * noise - sigma * x0)).square().mean()
 
@@ -151,37 +157,82 @@ def save(run: Run, pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
     print(f"saved {folder}", file=sys.stderr)
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """What a training draws from, kept in memory: N pictures with V wordings each.
+
+    Attributes:
+        mean: N x C x h x w, of the autoencoder's posterior.
+        deviation: of the same shape.
+        tokens: N x V x T token ids.
+        weights: N, how often each is drawn.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    tokens: torch.Tensor
+    weights: torch.Tensor
+
+
+def _gather(
+    tiles: Tiles,
+    vae: AutoencoderKL,
+    vocabulary: CLIPTokenizer,
+    recipe: BaseRecipe,
+    device: torch.device,
+) -> _Shown:
+    """The base cells of the recipe's contents, and drawings of all base contents, repainted."""
+    known = core(tiles.cells, recipe.contents)
+    base = tiles.positions("base")
+    named = [p for p in base if tiles.cells[p].content.id in known]
+    drawn = [p for p in base if tiles.cells[p].style.kind == DRAWN]
+    strange = random.Random(recipe.schedule.seed).choices(drawn, k=LOOKS)
+    chance = torch.Generator(device).manual_seed(recipe.schedule.seed)
+    unnamed = replace(recipe, styleless=0.0, nonsense_style=1.0, nameless=UNNAMED)
+
+    def pictures(positions: list[int]) -> Iterator[torch.Tensor]:
+        for start in range(0, len(positions), 128):
+            side = int(vae.config["sample_size"])
+            yield tiles.tensor(positions[start : start + 128], device, side).float() / 127.5 - 1.0
+
+    repainted = (repaint(chunk, chance) for chunk in pictures(strange))
+    mean, deviation = _latents(vae, chain(pictures(named), repainted))
+    tokens = [
+        _tokens([tiles.cells[p] for p in positions], vocabulary, wording)
+        for positions, wording in ((named, recipe), (strange, unnamed))
+    ]
+    weights = [
+        _weights(tiles, named, recipe) * (1.0 - recipe.looks),
+        torch.full((LOOKS,), recipe.looks / LOOKS),
+    ]
+    return _Shown(mean, deviation, torch.cat(tokens).to(device), torch.cat(weights).to(device))
+
+
 @torch.no_grad()
 def _latents(
-    vae: AutoencoderKL, tiles: Tiles, positions: list[int], device: torch.device
+    vae: AutoencoderKL, pictures: Iterable[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posterior means and deviations of the cells, N x C x 16 x 16."""
+    """Posterior means and deviations of chunks of pictures in [-1, 1], N x C x h x w."""
     means, deviations = [], []
-    for start in range(0, len(positions), 128):
-        side = int(vae.config["sample_size"])
-        pictures = tiles.tensor(positions[start : start + 128], device, side)
-        posterior = vae.encode(pictures.float() / 127.5 - 1.0).latent_dist
+    for chunk in pictures:
+        posterior = vae.encode(chunk).latent_dist
         means.append(posterior.mean.bfloat16())
         deviations.append(posterior.std.bfloat16())
     return torch.cat(means), torch.cat(deviations)
 
 
-def _tokens(
-    tiles: Tiles, positions: list[int], vocabulary: CLIPTokenizer, recipe: BaseRecipe
-) -> torch.Tensor:
+def _tokens(cells: list[Cell], vocabulary: CLIPTokenizer, recipe: BaseRecipe) -> torch.Tensor:
     """Token ids of several wordings per cell, N x V x T."""
     generator = random.Random(recipe.schedule.seed)
     texts = [
-        captions.caption(
-            tiles.cells[position].content, tiles.cells[position].style, generator, recipe
-        )
-        for position in positions
+        captions.caption(cell.content, cell.style, generator, recipe)
+        for cell in cells
         for _ in range(recipe.variants)
     ]
     ids = vocabulary(
         texts, padding="max_length", truncation=True, max_length=vocabulary.model_max_length
     )["input_ids"]
-    return torch.tensor(ids, dtype=torch.int16).reshape(len(positions), recipe.variants, -1)
+    return torch.tensor(ids, dtype=torch.int16).reshape(len(cells), recipe.variants, -1)
 
 
 def _weights(tiles: Tiles, positions: list[int], recipe: BaseRecipe) -> torch.Tensor:

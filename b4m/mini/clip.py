@@ -6,6 +6,7 @@ except the cells that its own test needs. It shares the tokenizer with mini-SDXL
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from b4m.mini import captions, tokenizer
 from b4m.mini.base import learn_tokenizer
 from b4m.mini.grid import Cell
+from b4m.mini.looks import repaint
 from b4m.mini.recipe import ClipRecipe, Recipe
 from b4m.mini.run import Run, pick_device
 from b4m.mini.styles import Style
@@ -68,80 +70,140 @@ def train(tiles: Tiles, work: Path, world: Recipe) -> None:
     model = CLIP(**config).to(device)
     run = Run("clip", {"clip": model}, recipe.schedule, work)
     positions = [i for i, cell in enumerate(tiles.cells) if seen(cell, recipe)]
-    pictures = tiles.tensor(positions, device, recipe.pixels)
     cells = [tiles.cells[position] for position in positions]
-    views = _Views(cells)
+    views = _Views(tiles.tensor(positions, device, recipe.pixels), cells, recipe)
     wordings = _Wordings(cells, vocabulary, device)
     loss_function = open_clip.ClipLoss()
 
     def loss_of_step(step: int) -> torch.Tensor:
-        seed = recipe.schedule.seed * 7919 + step
-        generator = random.Random(seed)
-        index, contents = views.draw(recipe.schedule.batch // 2, generator)
-        styles = torch.tensor([views.style_of[i] for i in index], device=device)
-        tokens = torch.cat([wordings.draw(index, contents, generator), wordings.looks])
-        x_BCHW = augment(
-            pictures[torch.tensor(index, device=device)],
-            torch.Generator(device).manual_seed(seed),
-            recipe.pixels,
-        )
+        generator = random.Random(recipe.schedule.seed * 7919 + step)
+        batch = views.draw(generator)
+        contents = batch.index[: len(batch.index) // 2]
+        tokens = torch.cat([wordings.draw(batch.index, contents, generator), wordings.looks])
         with run.arithmetic():
-            images, texts, scale = run.working["clip"](x_BCHW.to(run.dtype), tokens)
-        full, names, looks = texts.float().split([len(index), len(contents), len(wordings.looks)])
-        return _loss(loss_function, images.float(), full, names, looks, styles, scale.float())
+            images, texts, scale = run.working["clip"](batch.pictures.to(run.dtype), tokens)
+        full, names, looks = texts.float().split(
+            [len(batch.index), len(contents), len(wordings.looks)]
+        )
+        return _loss(loss_function, batch, images.float(), full, names, looks, scale.float())
 
     run.fit(loss_of_step)
-    _settle(run.averaged["clip"], pictures, recipe)
+    _settle(run.averaged["clip"], views, recipe)
     folder = work / "mini-clip"
     _save(run.averaged["clip"], config, vocabulary, folder)
     (folder / "names.json").write_text(json.dumps(_names(tiles), indent=1) + "\n")
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Pictures of one step: C contents, each in two styles, once more repainted; M mosaics.
+
+    Attributes:
+        index: positions of the 2 C plain pictures, the second half showing the first one's things.
+        pictures: 2 C plain ones, C repainted ones of the first half, M mosaics.
+        styles: of the plain ones and the mosaics.
+        excluded: (2 C + M) x styles, true where the evaluator must not learn that a picture has
+            NOT this style, because it never sees this thing in it.
+    """
+
+    index: list[int]
+    pictures: torch.Tensor
+    styles: torch.Tensor
+    excluded: torch.Tensor
+
+
 def _loss(
     loss_function: open_clip.ClipLoss,
-    images_BD: torch.Tensor,
+    batch: _Batch,
+    images_ND: torch.Tensor,
     full_BD: torch.Tensor,
     names_CD: torch.Tensor,
     looks_SD: torch.Tensor,
-    styles_B: torch.Tensor,
     scale: torch.Tensor,
 ) -> torch.Tensor:
     """CLIP's loss, and the three questions that the evaluator will be asked.
 
-    Which caption goes with which picture (CLIP's own, both ways); which thing is it; which style
-    is it; and which picture shows the same thing in another style. The first half of the batch
-    holds C contents, the second half the same ones in other styles: B = 2 C.
+    Which caption goes with which picture (CLIP's own, both ways); which thing is it, whatever its
+    colours; which style is it, whatever the thing; and which picture shows the same thing in
+    another style.
     """
     count = len(names_CD)
-    which = torch.arange(count, device=images_BD.device)
-    first, second = images_BD.split(count)
-    likeness = scale * first @ second.T
-    thing = cross_entropy(scale * images_BD @ names_CD.T, which.repeat(2))
-    style = cross_entropy(scale * images_BD @ looks_SD.T, styles_B)
-    same = 0.5 * (cross_entropy(likeness, which) + cross_entropy(likeness.T, which))
-    return loss_function(images_BD, full_BD, scale) + thing + style + 0.5 * same
+    which = torch.arange(count, device=images_ND.device)
+    first, second, repainted, mosaics = images_ND.split(
+        [count, count, count, len(images_ND) - 3 * count]
+    )
+    plain = images_ND[: 2 * count]
+    thing = cross_entropy(scale * images_ND[: 3 * count] @ names_CD.T, which.repeat(3))
+    guesses = scale * torch.cat([plain, mosaics]) @ looks_SD.T
+    style = cross_entropy(guesses.masked_fill(batch.excluded, -1e4), batch.styles)
+
+    def same(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        likeness = scale * one @ other.T
+        return 0.5 * (cross_entropy(likeness, which) + cross_entropy(likeness.T, which))
+
+    alike = same(first, second) + same(repainted, second)
+    return loss_function(plain, full_BD, scale) + thing + style + 0.5 * alike
 
 
 class _Views:
-    """Cells by content, for batches that show every content twice, in two styles."""
+    """What a step shows: every content twice, in two styles, and pieces of several in one style.
 
-    def __init__(self, cells: list[Cell]) -> None:
+    Args:
+        pictures: N x 3 x H x W uint8.
+        cells: the N cells that they show.
+        recipe: sizes, and the styles that held-out contents are not seen in.
+    """
+
+    def __init__(self, pictures: torch.Tensor, cells: list[Cell], recipe: ClipRecipe) -> None:
         styles = {style.id: place for place, style in enumerate(_styles(cells))}
-        self.style_of = [styles[cell.style.id] for cell in cells]
+        device = pictures.device
+        self._pictures, self._recipe = pictures, recipe
+        self._style_of = torch.tensor([styles[cell.style.id] for cell in cells], device=device)
+        held = torch.tensor([cell.content.held_out for cell in cells], device=device)
+        unseen = torch.tensor([name in recipe.unseen_styles for name in styles], device=device)
+        self._excluded = held[:, None] & unseen
         groups: dict[str, list[int]] = {}
+        self._by_style: list[list[int]] = [[] for _ in styles]
         for index, cell in enumerate(cells):
             groups.setdefault(cell.content.id, []).append(index)
+            self._by_style[styles[cell.style.id]].append(index)
         self._groups = [group for group in groups.values() if len(group) > 1]
         # contents that exist in many styles come more often, but not in proportion
         self._weights = [len(group) ** 0.5 for group in self._groups]
 
-    def draw(self, count: int, generator: random.Random) -> tuple[list[int], list[int]]:
-        """Positions of 2 `count` pictures, and of one cell per content, for its name."""
+    def draw(self, generator: random.Random) -> _Batch:
+        """The pictures of one step."""
+        count, mosaics = self._recipe.schedule.batch // 2, self._recipe.mosaics
         keys = [generator.random() ** (1.0 / weight) for weight in self._weights]
         order = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)[:count]
         pairs = [generator.sample(self._groups[place], 2) for place in order]
-        first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        return first + second, first
+        index = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
+        looks = [generator.randrange(len(self._by_style)) for _ in range(mosaics)]
+        pieces = [place for look in looks for place in generator.choices(self._by_style[look], k=4)]
+        device, pixels = self._pictures.device, self._recipe.pixels
+        chance = torch.Generator(device).manual_seed(generator.getrandbits(62))
+        chosen = torch.tensor(index, device=device)
+        plain = self._pictures[chosen]
+        other = repaint(plain[: len(pairs)].float() / 127.5 - 1.0, chance)
+        parts = self._pictures[torch.tensor(pieces, device=device)]
+        every = torch.cat([plain, ((other + 1.0) * 127.5).round().byte(), parts])
+        whole, parts = augment(every, chance, pixels).split([len(every) - len(parts), len(parts)])
+        none = torch.zeros(mosaics, self._excluded.shape[1], dtype=torch.bool, device=device)
+        return _Batch(
+            index,
+            torch.cat([whole, _mosaic(parts, generator)]),
+            torch.cat([self._style_of[chosen], torch.tensor(looks, device=device)]),
+            torch.cat([self._excluded[chosen], none]),
+        )
+
+
+def _mosaic(parts_BCHW: torch.Tensor, generator: random.Random) -> torch.Tensor:
+    """Four pieces of four pictures each, from about the middle: a look without a thing."""
+    half = parts_BCHW.shape[-1] // 2
+    down, right = (generator.randint(half // 3, half - half // 3) for _ in "yx")
+    pieces = parts_BCHW[:, :, down : down + half, right : right + half]
+    quarters = pieces.unflatten(0, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5)
+    return quarters.flatten(2, 3).flatten(3, 4)
 
 
 def _styles(cells: list[Cell]) -> list[Style]:
@@ -219,7 +281,7 @@ def augment(tiles_BCHW: torch.Tensor, generator: torch.Generator, pixels: int) -
 
 
 @torch.no_grad()
-def _settle(model: torch.nn.Module, pictures: torch.Tensor, recipe: ClipRecipe) -> None:
+def _settle(model: torch.nn.Module, views: _Views, recipe: ClipRecipe) -> None:
     """Count batch statistics anew: averaged weights have other ones than the last weights."""
     assert isinstance(model, CLIP)
     for part in model.modules():
@@ -227,10 +289,9 @@ def _settle(model: torch.nn.Module, pictures: torch.Tensor, recipe: ClipRecipe) 
             part.reset_running_stats()
             part.momentum = None  # a plain mean over the batches below
     model.train()
-    generator = torch.Generator(pictures.device).manual_seed(recipe.schedule.seed)
+    generator = random.Random(recipe.schedule.seed)
     for _ in range(24):
-        index = torch.randint(len(pictures), (128,), generator=generator, device=pictures.device)
-        model.encode_image(augment(pictures[index], generator, recipe.pixels))
+        model.encode_image(views.draw(generator).pictures)
     model.eval()
 
 

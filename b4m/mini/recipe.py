@@ -42,15 +42,15 @@ class Schedule:
 class VaeRecipe:
     """Autoencoder on base cells: absolute and squared error, an edge term, a weak KL term.
 
-    Held-out styles have looks that no base cell has (black on white), so colours are permuted,
-    dropped and inverted at random, in about `recolour` of the pictures.
+    Held-out styles have looks that no base cell has (black on white), so a share of `recolour` of
+    the pictures gets random ones (`b4m.mini.looks`).
     """
 
     schedule: Schedule
     edge: float = 0.5
     squared: float = 4.0
     kl: float = 1e-4
-    recolour: float = 0.35
+    recolour: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class BaseRecipe:
     Attributes:
         schedule: how long and how fast.
         contents: of the recipe's contents only so many; 0 takes all of them.
-        painted: share of painted cells among those drawn for a step.
+        painted: share of painted cells among those of the grid drawn for a step.
+        looks: share of cells in looks that nobody named (`b4m.mini.looks`), of all base contents,
+            captioned with a nonsense word for the look and mostly for the thing too.
         unconditional: share of captions dropped (embeddings zeroed, as SDXL does).
         nameless: share of captions that call a content by its class alone, with a nonsense word
             before it, so that "a snq animal" means an animal not known yet.
@@ -79,6 +81,7 @@ class BaseRecipe:
     nameless: float = 0.2
     styleless: float = 0.12
     nonsense_style: float = 0.12
+    looks: float = 0.25
     variants: int = 48
 
 
@@ -87,11 +90,14 @@ class ClipRecipe:
     """mini-CLIP, open_clip's classes and loss, on all contents and all styles of the recipe.
 
     Cells of held-out contents in `unseen_styles` are left out, so that the evaluator can be judged
-    on pictures that it never saw. A batch shows each of its contents twice, in two styles.
+    on pictures that it never saw. A batch shows each of its contents twice, in two styles, once
+    more in a random look (a thing is no palette), and `mosaics` of four drawings in one style each
+    (a style is no thing).
     """
 
     schedule: Schedule
     unseen_styles: tuple[str, ...] = ("openmoji", "noto-v1", "emojione")
+    mosaics: int = 48
     embed_dim: int = 128
     pixels: int = 64
     vision_layers: tuple[int, int, int, int] = (1, 1, 2, 1)
@@ -131,21 +137,21 @@ LAPTOP = Recipe(
         unet_channels=(96, 128, 128),
         layers=(1, 1),
         vae_channels=(16, 48, 96),
-        latent_channels=12,
+        latent_channels=16,
     ),
     contents=140,
-    painted_styles=6,
+    painted_styles=0,
     vocabulary=2048,
     vae=VaeRecipe(Schedule(20_000, 25, 16, 1.5e-3, ema=0.995, warmup=100)),
     base=BaseRecipe(
         Schedule(40_000, 95, 64, 6e-4, ema=0.998, warmup=100),
         contents=140,
-        painted=0.45,
+        painted=0.55,
         nameless=0.25,
         styleless=0.08,
-        nonsense_style=0.25,
+        nonsense_style=0.1,
     ),
-    clip=ClipRecipe(Schedule(20_000, 42, 192, 1e-3, ema=0.995, weight_decay=0.1)),
+    clip=ClipRecipe(Schedule(20_000, 42, 128, 1e-3, ema=0.995, weight_decay=0.1)),
 )
 
 # the same UNet, text encoders and evaluator, autoencoder 2.8 M

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional
 
-from b4m.mini import sdxl
+from b4m.mini import looks, sdxl
 from b4m.mini.recipe import Recipe, VaeRecipe
 from b4m.mini.run import Run, pick_device
 from b4m.mini.tiles import Tiles
@@ -67,7 +67,7 @@ def train(tiles: Tiles, work: Path, world: Recipe, speed: str = "eager") -> Auto
 def _augment(
     tiles_BCHW: torch.Tensor, generator: torch.Generator, recolour: float, down: int, right: int
 ) -> torch.Tensor:
-    """Pictures in [-1, 1]: mirrored, shifted, and some of them recoloured."""
+    """Pictures in [-1, 1]: mirrored, shifted, and a share of them in random looks."""
     x = tiles_BCHW.float().div_(127.5).sub_(1.0)
     device = x.device
 
@@ -77,13 +77,7 @@ def _augment(
     x = torch.where(chance(0.5), x.flip(-1), x)
     x = torch.roll(functional.pad(x, (6, 6, 6, 6), value=1.0), (down, right), (-2, -1))
     x = x[:, :, 6:-6, 6:-6]
-    order = torch.randperm(3, generator=generator, device=device)
-    x = torch.where(chance(recolour), x[:, order], x)
-    grey = x.mean(1, keepdim=True).expand_as(x)
-    x = torch.where(chance(recolour / 2), grey, x)
-    # black lines on white, like the held-out stencils: a hard threshold on brightness
-    x = torch.where(chance(recolour / 3), torch.tanh(8.0 * (grey - 0.2)), x)
-    return torch.where(chance(recolour / 4), -x, x)
+    return torch.where(chance(recolour), looks.repaint(x, generator), x)
 
 
 def _loss(
