@@ -204,6 +204,9 @@ def _add_settings(command: argparse.ArgumentParser, name: str, taken: set[str]) 
         default = _text(field.default) if field.default != "" else "none"
         if small != field.default:
             default += f"; on a mini base {_text(small)}"
+        of_styles = config.RECIPES["mini"].get(f"{name} style", {}).get(field.name)
+        if of_styles is not None:
+            default += f", for styles {_text(of_styles)}"
         choices = tuple(field.metadata.get("choices") or ())
         if isinstance(field.default, bool):
             choices = ("true", "false")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from b4m import verbs
+from b4m.config import TrainSettings, resolve
 from b4m.errors import B4MError
 
 FAST = {"steps": 2, "rank": 4, "batch_size": 1, "accumulation": 1}
@@ -91,6 +92,14 @@ def test_a_new_style_does_not_train_the_content_anew(made: dict[str, Path], tmp_
     ]
     assert both[0] == both[1]
     assert len(used_rows(rows, "joint", "cat+ink", "joint")) == len(rows)
+
+
+def test_a_recipe_may_train_styles_differently() -> None:
+    mini, full = 12_000_000, 2_600_000_000
+    assert resolve(TrainSettings, {}, mini, "content").lr == 1e-3
+    assert resolve(TrainSettings, {}, mini, "style").lr == 2e-3
+    assert resolve(TrainSettings, {"lr": "5e-4"}, mini, "style").lr == 5e-4
+    assert resolve(TrainSettings, {}, full, "style").lr == 1e-4
 
 
 def test_two_adapters_together_draw_what_their_direct_merge_draws(
