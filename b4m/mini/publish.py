@@ -17,12 +17,12 @@ from b4m.mini.sources import PACKAGES, Package
 
 # What the recipe cannot say: how the version that lies in data/ came about.
 HISTORY = """This
-  version, 2026-11, took about seven hours of one CPU core. Autoencoder: 1,600 steps, then 3,580 with
-  16 channels instead of 12 and the first 12 held near the old ones, then 2,180 of the decoder alone.
-  UNet and text encoders: 750 steps of 96 pictures, 3,400 of 64 and 1,030 of 128 on 64 contents, 910
-  of 128 on 140 contents with many nonsense names and looks, 1,752 of 64 and 654 of 128 with the new
-  latents, all painted styles and random looks. Before those last parts a style adapter found no
-  colours that the twelve looks of the base did not have.
+  version, 2026-11, took about seven hours of one CPU core. Autoencoder: 1,600 steps, then 3,580
+  with 16 channels instead of 12 and the first 12 held near the old ones, then 2,180 of the decoder
+  alone. UNet and text encoders: 750 steps of 96 pictures, 3,400 of 64 and 1,030 of 128 on 64
+  contents, 910 of 128 on 140 contents with many nonsense names and looks, 1,752 of 64 and 654 of
+  128 with the new latents, all painted styles and random looks. Before that last part a style
+  adapter hardly left the colours of the twelve looks that the base had.
   `--recipe accelerator` trains it on the whole grid; nobody has run that yet."""
 
 _MAKERS = {

@@ -62,7 +62,9 @@ class BaseRecipe:
         contents: of the recipe's contents only so many; 0 takes all of them.
         painted: share of painted cells among those of the grid drawn for a step.
         looks: share of cells in looks that nobody named (`b4m.mini.looks`), of all base contents,
-            captioned with a nonsense word for the look and mostly for the thing too.
+            captioned with a nonsense word for the look and mostly for the thing too. With them, and
+            with all painted styles, adapters reach looks that the base has not; a new thing holds
+            less firmly beside such a word (docs/customization.md).
         unconditional: share of captions dropped (embeddings zeroed, as SDXL does).
         nameless: share of captions that call a content by its class alone, with a nonsense word
             before it, so that "a snq animal" means an animal not known yet.
