@@ -32,6 +32,6 @@ def evaluate(
 
     with part_of(data.metadata["parent_run"]):
         verbs.evaluate([s.path for s in alone + merged], data.path, scores.path, evaluator)
-    with open(os.path.join(scores.path, "summary.csv"), newline="") as file:
-        for row in csv.DictReader(file):
-            metrics.log_metric(f"{row['method']} {row['metric']}", float(row["mean"]))
+        with open(os.path.join(scores.path, "summary.csv"), newline="") as file:
+            for row in csv.DictReader(file):
+                metrics.log_metric(f"{row['method']} {row['metric']}", float(row["mean"]))

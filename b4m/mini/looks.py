@@ -1,8 +1,8 @@
 """Looks that nobody named: random recolouring, texture and lines over a drawing.
 
-Twenty-three named looks are few. An autoencoder that met no others blurs what it does not know, and
-a base that knows no others cannot leave their colours when an adapter asks it to. Both see these
-beside the grid: the base under nonsense words, so that such a word means *some* look.
+Twenty-three named looks are few for an autoencoder and a base that adapters shall take to others.
+Both see these beside the grid, the base under nonsense words, so that such a word means *some*
+look.
 """
 
 import math

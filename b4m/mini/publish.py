@@ -17,7 +17,7 @@ from b4m.mini.sources import PACKAGES, Package
 
 # What the recipe cannot say: how the version that lies in data/ came about.
 HISTORY = """This
-  version, 2026-11, took about seven hours of one CPU core. Autoencoder: 1,600 steps, then 3,580
+  version, 2026-11, took about five and a half CPU-core hours. Autoencoder: 1,600 steps, then 3,580
   with 16 channels instead of 12 and the first 12 held near the old ones, then 2,180 of the decoder
   alone. UNet and text encoders: 750 steps of 96 pictures, 3,400 of 64 and 1,030 of 128 on 64
   contents, 910 of 128 on 140 contents with many nonsense names and looks, 1,752 of 64 and 654 of
