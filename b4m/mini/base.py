@@ -2,7 +2,8 @@
 
 tiles -> autoencoder (frozen) -> latent means and deviations, kept in memory
 captions -> many wordings per cell, tokenized once
-looks nobody named: cells of all base contents, repainted, under nonsense words
+other things: the drawn cells of all other base contents, mostly called by their class
+made-up looks: cells of all base contents, repainted, a nonsense word for each look
 step: cells drawn by weight, a wording each, noise, v-prediction, mean squared error
 """
 
@@ -51,8 +52,9 @@ def learn_tokenizer(tiles: Tiles, world: Recipe, work: Path) -> CLIPTokenizer:
     return learned
 
 
-LOOKS = 8192  # repainted drawings that are kept in memory
-UNNAMED = 0.7  # share of them whose thing has no name either
+LOOKS = 256  # made-up looks, each with a word of its own
+DRAWINGS = 32  # kept in memory of each made-up look
+UNNAMED = 0.6  # share of other things, and of things in a made-up look, that have no name
 
 
 class TextConditioned(nn.Module):
@@ -181,29 +183,38 @@ def _gather(
     recipe: BaseRecipe,
     device: torch.device,
 ) -> _Shown:
-    """The base cells of the recipe's contents, and drawings of all base contents, repainted."""
-    known = core(tiles.cells, recipe.contents)
-    base = tiles.positions("base")
-    named = [p for p in base if tiles.cells[p].content.id in known]
-    drawn = [p for p in base if tiles.cells[p].style.kind == DRAWN]
-    strange = random.Random(recipe.schedule.seed).choices(drawn, k=LOOKS)
+    """The base cells of the recipe's contents; of all others; and of all in made-up looks."""
+    cells, base = tiles.cells, tiles.positions("base")
+    known = core(cells, recipe.contents)
+    named = [p for p in base if cells[p].content.id in known]
+    drawn = [p for p in base if cells[p].style.kind == DRAWN]
+    others = [p for p in drawn if cells[p].content.id not in known]
+    generator = random.Random(recipe.schedule.seed)
+    strange = generator.choices(drawn, k=LOOKS * DRAWINGS)
     chance = torch.Generator(device).manual_seed(recipe.schedule.seed)
-    unnamed = replace(recipe, styleless=0.0, nonsense_style=1.0, nameless=UNNAMED)
+    side = int(vae.config["sample_size"])
 
-    def pictures(positions: list[int]) -> Iterator[torch.Tensor]:
-        for start in range(0, len(positions), 128):
-            side = int(vae.config["sample_size"])
-            yield tiles.tensor(positions[start : start + 128], device, side).float() / 127.5 - 1.0
+    def pictures(positions: list[int], size: int = 128) -> Iterator[torch.Tensor]:
+        for start in range(0, len(positions), size):
+            yield tiles.tensor(positions[start : start + size], device, side).float() / 127.5 - 1.0
 
-    repainted = (repaint(chunk, chance) for chunk in pictures(strange))
-    mean, deviation = _latents(vae, chain(pictures(named), repainted))
+    repainted = (repaint(look, chance, each=DRAWINGS) for look in pictures(strange, DRAWINGS))
+    mean, deviation = _latents(vae, chain(pictures(named), pictures(others), repainted))
+    words = captions.made_up(generator, LOOKS)
+    looks = [replace(cells[p].style, words=words[i // DRAWINGS]) for i, p in enumerate(strange)]
+    wanted = [cells[p] for p in named], [cells[p] for p in others]
+    called = [replace(cells[p], style=look) for p, look in zip(strange, looks, strict=True)]
+    vague = replace(recipe, nameless=UNNAMED)
+    always = replace(vague, styleless=0.0, nonsense_style=0.0)
     tokens = [
-        _tokens([tiles.cells[p] for p in positions], vocabulary, wording)
-        for positions, wording in ((named, recipe), (strange, unnamed))
+        _tokens(shown, vocabulary, wording)
+        for shown, wording in zip((*wanted, called), (recipe, vague, always), strict=True)
     ]
+    share = recipe.others if others else 0.0
     weights = [
-        _weights(tiles, named, recipe) * (1.0 - recipe.looks),
-        torch.full((LOOKS,), recipe.looks / LOOKS),
+        _weights(tiles, named, recipe) * (1.0 - share - recipe.looks),
+        torch.full((len(others),), share / max(1, len(others))),
+        torch.full((len(strange),), recipe.looks / len(strange)),
     ]
     return _Shown(mean, deviation, torch.cat(tokens).to(device), torch.cat(weights).to(device))
 

@@ -2,6 +2,7 @@
 
 import random
 
+from b4m.config import STYLE_TRIGGER
 from b4m.mini.contents import Content
 from b4m.mini.recipe import BaseRecipe
 from b4m.mini.styles import Style
@@ -20,6 +21,14 @@ def nonsense(generator: random.Random) -> str:
     if generator.random() < 0.35:
         letters[1] = "@"
     return "".join(letters)
+
+
+def made_up(generator: random.Random, count: int) -> list[str]:
+    """Words for made-up looks, all different; none is the trigger that adapters teach."""
+    words = dict.fromkeys([STYLE_TRIGGER])
+    while len(words) <= count:
+        words[nonsense(generator)] = None
+    return list(words)[1:]
 
 
 def caption(content: Content, style: Style, generator: random.Random, recipe: BaseRecipe) -> str:

@@ -27,6 +27,7 @@ from b4m.mini.styles import Style
 from b4m.mini.tiles import Tiles
 
 LOOK = "a picture in {} style"
+NEVER = -1e4  # the logit of an answer that is not allowed
 MEAN, DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
@@ -100,14 +101,17 @@ class _Batch:
 
     Attributes:
         index: positions of the 2 C plain pictures, the second half showing the first one's things.
-        pictures: 2 C plain ones, C repainted ones of the first half, M mosaics.
-        styles: of the plain ones and the mosaics.
-        excluded: (2 C + M) x styles, true where the evaluator must not learn that a picture has
-            NOT this style, because it never sees this thing in it.
+        pictures: N = 3 C + M: plain ones, C repainted ones of the first half, mosaics.
+        things: N, which thing a picture shows; every mosaic is a thing of its own.
+        styles: N; a repainted picture has a made-up one, counted behind the S real ones, that it
+            shares with its neighbour.
+        excluded: N x S, true where the evaluator must not learn that a picture has NOT this style,
+            because it never sees this thing in it.
     """
 
     index: list[int]
     pictures: torch.Tensor
+    things: torch.Tensor
     styles: torch.Tensor
     excluded: torch.Tensor
 
@@ -121,28 +125,38 @@ def _loss(
     looks_SD: torch.Tensor,
     scale: torch.Tensor,
 ) -> torch.Tensor:
-    """CLIP's loss, and the three questions that the evaluator will be asked.
+    """CLIP's loss, and the questions that the evaluator will be asked.
 
     Which caption goes with which picture (CLIP's own, both ways); which thing is it, whatever its
-    colours; which style is it, whatever the thing; and which picture shows the same thing in
-    another style.
+    colours; which style is it, whatever the thing; which picture shows the same thing in another
+    style; and which pictures show other things in the same style.
     """
     count = len(names_CD)
     which = torch.arange(count, device=images_ND.device)
-    first, second, repainted, mosaics = images_ND.split(
-        [count, count, count, len(images_ND) - 3 * count]
-    )
-    plain = images_ND[: 2 * count]
+    first, second, repainted = images_ND[: 3 * count].split(count)
     thing = cross_entropy(scale * images_ND[: 3 * count] @ names_CD.T, which.repeat(3))
-    guesses = scale * torch.cat([plain, mosaics]) @ looks_SD.T
-    style = cross_entropy(guesses.masked_fill(batch.excluded, -1e4), batch.styles)
+    real = batch.styles < len(looks_SD)
+    guesses = (scale * images_ND[real] @ looks_SD.T).masked_fill(batch.excluded[real], NEVER)
+    style = cross_entropy(guesses, batch.styles[real])
 
     def same(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         likeness = scale * one @ other.T
         return 0.5 * (cross_entropy(likeness, which) + cross_entropy(likeness.T, which))
 
     alike = same(first, second) + same(repainted, second)
-    return loss_function(plain, full_BD, scale) + thing + style + 0.5 * alike
+    hand = _same_style(scale * images_ND @ images_ND.T, batch)
+    return loss_function(images_ND[: 2 * count], full_BD, scale) + thing + style + alike + hand
+
+
+def _same_style(likeness_NN: torch.Tensor, batch: _Batch) -> torch.Tensor:
+    """How unlikely a picture finds one of its style among all that show other things."""
+    made_up = int(batch.styles.max()) + 1
+    unknown = functional.pad(batch.excluded, (0, made_up))[:, batch.styles]
+    shut = unknown | unknown.T | (batch.things[:, None] == batch.things)
+    wanted = ~shut & (batch.styles[:, None] == batch.styles)
+    every = likeness_NN.masked_fill(shut, NEVER).logsumexp(1)
+    right = likeness_NN.masked_fill(~wanted, NEVER).logsumexp(1)
+    return (every - right)[wanted.any(1)].mean()
 
 
 class _Views:
@@ -184,16 +198,21 @@ class _Views:
         chance = torch.Generator(device).manual_seed(generator.getrandbits(62))
         chosen = torch.tensor(index, device=device)
         plain = self._pictures[chosen]
-        other = repaint(plain[: len(pairs)].float() / 127.5 - 1.0, chance)
+        other = repaint(plain[: len(pairs)].float() / 127.5 - 1.0, chance, each=2)
         parts = self._pictures[torch.tensor(pieces, device=device)]
         every = torch.cat([plain, ((other + 1.0) * 127.5).round().byte(), parts])
         whole, parts = augment(every, chance, pixels).split([len(every) - len(parts), len(parts)])
-        none = torch.zeros(mosaics, self._excluded.shape[1], dtype=torch.bool, device=device)
+        things = torch.arange(len(pairs), device=device)
+        alone = torch.arange(len(pairs), len(pairs) + mosaics, device=device)
+        made_up = len(self._by_style) + things // 2
+        real = torch.tensor(looks, device=device)
+        shut = self._excluded[chosen]
         return _Batch(
             index,
             torch.cat([whole, _mosaic(parts, generator)]),
-            torch.cat([self._style_of[chosen], torch.tensor(looks, device=device)]),
-            torch.cat([self._excluded[chosen], none]),
+            torch.cat([things.repeat(3), alone]),
+            torch.cat([self._style_of[chosen], made_up, real]),
+            functional.pad(shut, (0, 0, 0, len(pairs) + mosaics)),
         )
 
 

@@ -1,8 +1,8 @@
-"""Looks that nobody named: random recolouring, texture and lines over a drawing.
+"""Made-up looks: random recolouring, texture and lines over a drawing.
 
 Twenty-three named looks are few for an autoencoder and a base that adapters shall take to others.
-Both see these beside the grid, the base under nonsense words, so that such a word means *some*
-look.
+Both see these beside the grid, the base hundreds of them under a word each, so that a word which
+it never met means *some* look, of one hand.
 """
 
 import math
@@ -14,8 +14,8 @@ from torch.nn import functional
 _KNOTS = 4
 
 
-def repaint(x_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The same drawings, each in a random look of its own; white stays white.
+def repaint(x_BCHW: torch.Tensor, generator: torch.Generator, each: int = 1) -> torch.Tensor:
+    """The same drawings in random looks; white stays white.
 
     A palette replaces brightness by colours, hatching and blotches change the fills, a contour
     draws lines, and a few pictures become stencils or empty outlines.
@@ -23,6 +23,7 @@ def repaint(x_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     Args:
         x_BCHW: pictures in [-1, 1] on white.
         generator: on the pictures' device.
+        each: so many drawings in a row get the same look.
 
     Returns:
         pictures in [-1, 1], of the same shape.
@@ -31,8 +32,9 @@ def repaint(x_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     device = x_BCHW.device
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        drawn = torch.rand((count, *(shape or (1, 1, 1))), generator=generator, device=device)
-        return low + (high - low) * drawn
+        looks = (-(-count // each), *(shape or (1, 1, 1)))
+        drawn = torch.rand(looks, generator=generator, device=device)
+        return low + (high - low) * drawn.repeat_interleave(each, 0)[:count]
 
     def chance(share: float) -> torch.Tensor:
         return uniform(0.0, 1.0) < share

@@ -152,12 +152,29 @@ def _evaluator(judge: Judge, tiles: Tiles, recipe: Recipe) -> dict[str, Any]:
             style: float((judge.style_scores(features[rows]).argmax(1) == styles[rows]).mean())
             for style, rows in order.items()
         },
+        "style_accuracy_by_pictures": float(
+            (_likeness(judge, tiles, features).argmax(1) == styles).mean()
+        ),
         "style_accuracy_on_new_augmentations": float(
             (judge.style_scores(moved).argmax(1) == of_moved).mean()
         ),
         "same_content_first": float(np.mean(hits)),
         "correlation_with_efficientnet": float(correlation[0, 1]),
     }
+
+
+def _likeness(judge: Judge, tiles: Tiles, features: np.ndarray, count: int = 8) -> np.ndarray:
+    """Mean cosines with `count` pictures of every style, of base contents, N x styles."""
+    found = []
+    for style in judge.styles:
+        shown = [
+            position
+            for position, cell in enumerate(tiles.cells)
+            if cell.style.id == style and not cell.content.held_out
+        ]
+        chosen = random.Random(3).sample(shown, min(count, len(shown)))
+        found.append(features @ judge.encoder.encode_pictures(_pictures(tiles, chosen)).mean(0))
+    return np.stack(found, 1)
 
 
 def _moved(judge: Judge, tiles: Tiles, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:

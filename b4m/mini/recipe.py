@@ -61,10 +61,11 @@ class BaseRecipe:
         schedule: how long and how fast.
         contents: of the recipe's contents only so many; 0 takes all of them.
         painted: share of painted cells among those of the grid drawn for a step.
-        looks: share of cells in looks that nobody named (`b4m.mini.looks`), of all base contents,
-            captioned with a nonsense word for the look and mostly for the thing too. With them, and
-            with all painted styles, adapters reach looks that the base has not; a new thing holds
-            less firmly beside such a word (docs/customization.md).
+        others: share of drawn cells of the other base contents, mostly called by their class: an
+            adapter for a new thing starts from all shapes of a class, not from a few.
+        looks: share of cells in made-up looks (`b4m.mini.looks`), of all base contents, each look
+            under a word of its own. With them, and with all painted styles, adapters reach looks
+            that the base has not.
         unconditional: share of captions dropped (embeddings zeroed, as SDXL does).
         nameless: share of captions that call a content by its class alone, with a nonsense word
             before it, so that "a snq animal" means an animal not known yet.
@@ -83,6 +84,7 @@ class BaseRecipe:
     nameless: float = 0.2
     styleless: float = 0.12
     nonsense_style: float = 0.12
+    others: float = 0.2
     looks: float = 0.25
     variants: int = 48
 

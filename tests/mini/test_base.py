@@ -1,12 +1,13 @@
 """What mini-SDXL's training draws from."""
 
-from dataclasses import replace
+import random
 
 import numpy as np
 import pytest
 import torch
 
-from b4m.mini import base, tokenizer
+from b4m.config import STYLE_TRIGGER
+from b4m.mini import base, captions, tokenizer
 from b4m.mini.contents import Content
 from b4m.mini.grid import Cell
 from b4m.mini.recipe import BaseRecipe, Schedule
@@ -25,36 +26,53 @@ class Mirror:
         return type("Encoded", (), {"latent_dist": latent})
 
 
-def test_named_cells_and_unnamed_looks_come_in_their_shares(
+def test_known_cells_other_things_and_made_up_looks_come_in_their_shares(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(base, "LOOKS", 300)
-    things = [Content(name, "", name, "", "", (), "animal") for name in ("lion", "ant", "octopus")]
+    monkeypatch.setattr(base, "LOOKS", 12)
+    names = ("lion", "ant", "cat", "octopus")
+    things = [Content(name, "", name, "", "", (), "animal") for name in names]
     styles = [BY_ID[name] for name in ("twemoji", "painted-06", "openmoji")]
     cells = [Cell(thing, style) for thing in things for style in styles]
     pictures = np.full((len(cells), 128, 128, 3), 120, dtype=np.uint8)
     pictures[:, :20] = 255
     vocabulary = tokenizer.learn(["a lion in flat sticker style"] * 9, 560, 24)
     recipe = BaseRecipe(
-        Schedule(1, 1, 4, 1, 1), contents=2, painted=0.5, styleless=0, nonsense_style=0, looks=0.2
+        Schedule(1, 1, 4, 1, 1),
+        contents=2,
+        painted=0.5,
+        styleless=0,
+        nonsense_style=0,
+        nameless=0.0,
+        others=0.1,
+        looks=0.2,
     )
     shown = base._gather(
         Tiles(cells, pictures),
         Mirror(),  # type: ignore[arg-type]
         vocabulary,
-        replace(recipe, nameless=0.0, unconditional=0.0),
+        recipe,
         torch.device("cpu"),
     )
-    # the octopus and openmoji are held out: two things in two styles, then the unnamed looks
-    assert len(shown.mean) == len(shown.tokens) == 4 + 300
-    assert shown.weights.sum() == pytest.approx(1.0)
-    assert shown.weights[4:].sum() == pytest.approx(0.2)
-    assert shown.weights[:4].tolist() == pytest.approx([0.2] * 4)
-    plain, strange = shown.mean[:4].float(), shown.mean[4:].float()
-    assert plain.flatten(1).std(0).max() < 1e-6
-    assert strange.flatten(1).std(0).min() > 0.1
+    # the octopus and openmoji are held out: two known things in two styles, a third one drawn
+    count = 12 * base.DRAWINGS
+    assert len(shown.mean) == len(shown.tokens) == 4 + 1 + count
+    assert shown.weights.tolist() == pytest.approx([0.175] * 4 + [0.1] + [0.2 / count] * count)
+    known, strange = shown.mean[:5].float(), shown.mean[5:].float()
+    assert known.flatten(1).std(0).max() < 1e-6
+    looks = strange.flatten(1).unflatten(0, (12, base.DRAWINGS))
+    assert looks.std(1).mean() < 0.2 * looks.mean(1).std(0).mean()  # one look, one hand
+
     texts = [vocabulary.decode(row, skip_special_tokens=True) for row in shown.tokens[:, 0]]
-    assert sum("sticker" in text or "doodle" in text for text in texts[:4]) == 4
-    assert not any("sticker" in text for text in texts[4:])
-    nameless = sum("animal" in text for text in texts[4:]) / 300
+    assert sum("sticker" in text or "doodle" in text for text in texts[:5]) == 5
+    assert not any("sticker" in text for text in texts[5:])
+    called = [any(name in text.replace(" ", "") for name in names) for text in texts]
+    assert all(called[:4])
+    nameless = 1 - sum(called[5:]) / count
     assert nameless == pytest.approx(base.UNNAMED, abs=0.12)
+
+
+def test_every_made_up_look_has_a_word_of_its_own() -> None:
+    words = captions.made_up(random.Random(0), 256)
+    assert len(set(words)) == 256
+    assert STYLE_TRIGGER not in words

@@ -1,7 +1,10 @@
 """Random looks, and what the evaluator is shown: a thing is no palette, a style is no thing."""
 
+import dataclasses
+import math
 import random
 
+import pytest
 import torch
 
 from b4m.mini import clip
@@ -35,6 +38,16 @@ def test_a_look_changes_the_thing_and_leaves_the_background_white() -> None:
     assert torch.equal(painted, again)
 
 
+def test_drawings_of_one_look_are_of_one_hand() -> None:
+    painted = repaint(_drawings(64), torch.Generator().manual_seed(1), each=8)
+    colours = painted[:, :, 22:42, 22:42].mean((2, 3))
+    apart = torch.cdist(colours, colours)
+    look = torch.arange(64) // 8
+    same = (look[:, None] == look) & ~torch.eye(64, dtype=torch.bool)
+    assert apart[same].mean() < 0.2 * apart[look[:, None] != look].mean()
+    assert repaint(_drawings(5), torch.Generator().manual_seed(1), each=8).shape[0] == 5
+
+
 def _cells() -> tuple[list[Cell], torch.Tensor]:
     """Three things in four styles, the first one held out; a cell's grey is 40 times its style."""
     things = [Content(name, "", name, "", "", (), "thing") for name in ("octopus", "house", "lion")]
@@ -59,16 +72,44 @@ def test_the_evaluator_never_learns_that_an_unseen_cell_does_not_exist() -> None
         assert shut == (["openmoji", "emojione"] if held else [])
         assert named[int(batch.styles[row])] == cells[position].style.id
     assert not batch.excluded[6:].any()
+    assert batch.styles[6:9].tolist() == [4, 4, 5]  # made-up ones, two things in each
+    assert batch.things.tolist() == [0, 1, 2] * 3 + [3, 4, 5, 6, 7]
     for first, second in zip(batch.index[:3], batch.index[3:], strict=True):
         assert cells[first].content == cells[second].content
         assert cells[first].style != cells[second].style
+
+
+def test_a_style_is_looked_for_among_other_things_only() -> None:
+    likeness = torch.tensor(
+        [[9.0, 9.0, 2.0, 1.0], [9.0, 9.0, 0.0, 3.0], [2.0, 0.0, 9.0, 0.5], [1.0, 3.0, 0.5, 9.0]]
+    )
+    batch = clip._Batch(
+        [],
+        torch.empty(0),
+        things=torch.tensor([0, 0, 1, 2]),
+        styles=torch.tensor([0, 1, 0, 1]),
+        excluded=torch.zeros(4, 2, dtype=torch.bool),
+    )
+    # each picture has one of its style among two or three that show other things
+    shares = [1 / (1 + e) for e in map(math.exp, (-1.0, -3.0))]
+    for right, wrong in ((2.0, (0.0, 0.5)), (3.0, (1.0, 0.5))):
+        shares.append(1 / (1 + sum(math.exp(value - right) for value in wrong)))
+    expected = -sum(map(math.log, shares)) / 4
+    assert float(clip._same_style(likeness, batch)) == pytest.approx(expected, rel=1e-5)
+
+    # the thing of picture 2 is never seen in style 1: it must not learn to be unlike it
+    unseen = torch.zeros(4, 2, dtype=torch.bool)
+    unseen[2, 1] = True
+    found = clip._same_style(likeness, dataclasses.replace(batch, excluded=unseen))
+    expected = (math.log(1 + math.exp(-1.0)) + math.log(1 + math.exp(-2.0))) / 4
+    assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_mosaic_is_of_one_style() -> None:
     cells, pictures = _cells()
     recipe = ClipRecipe(Schedule(1, 1, 2, 1, 1), mosaics=40)
     batch = clip._Views(pictures, cells, recipe).draw(random.Random(0))
-    mosaics, styles = batch.pictures[3:], batch.styles[2:]
+    mosaics, styles = batch.pictures[3:], batch.styles[3:]
     assert set(styles.tolist()) == {0, 1, 2, 3}
     grey = (mosaics.mean(1) + 1) * 127.5
     for quarter in grey.unfold(1, 32, 32).unfold(2, 32, 32).flatten(1, 2).unbind(1):
