@@ -3,7 +3,7 @@
 tiles -> autoencoder (frozen) -> latent means and deviations, kept in memory
 captions -> many wordings per cell, tokenized once
 other things: the drawn cells of all other base contents, mostly called by their class
-made-up looks: cells of all base contents, repainted, a nonsense word for each look
+made-up looks: cells of all base contents, repainted, a word for each look
 step: cells drawn by weight, a wording each, noise, v-prediction, mean squared error
 """
 
@@ -52,9 +52,9 @@ def learn_tokenizer(tiles: Tiles, world: Recipe, work: Path) -> CLIPTokenizer:
     return learned
 
 
-LOOKS = 256  # made-up looks, each with a word of its own
+LOOKS = 256  # made-up looks at the most, each with a word of its own
 DRAWINGS = 32  # kept in memory of each made-up look
-UNNAMED = 0.6  # share of other things, and of things in a made-up look, that have no name
+UNNAMED = 0.3  # share of other things, and of things in a made-up look, that have no name
 
 
 class TextConditioned(nn.Module):
@@ -189,8 +189,9 @@ def _gather(
     named = [p for p in base if cells[p].content.id in known]
     drawn = [p for p in base if cells[p].style.kind == DRAWN]
     others = [p for p in drawn if cells[p].content.id not in known]
-    generator = random.Random(recipe.schedule.seed)
-    strange = generator.choices(drawn, k=LOOKS * DRAWINGS)
+    taken = [f"{c.content.name} {c.content.class_word} {c.style.words}" for c in cells]
+    words = captions.made_up(vocabulary, taken, LOOKS)
+    strange = random.Random(recipe.schedule.seed).choices(drawn, k=len(words) * DRAWINGS)
     chance = torch.Generator(device).manual_seed(recipe.schedule.seed)
     side = int(vae.config["sample_size"])
 
@@ -200,7 +201,6 @@ def _gather(
 
     repainted = (repaint(look, chance, each=DRAWINGS) for look in pictures(strange, DRAWINGS))
     mean, deviation = _latents(vae, chain(pictures(named), pictures(others), repainted))
-    words = captions.made_up(generator, LOOKS)
     looks = [replace(cells[p].style, words=words[i // DRAWINGS]) for i, p in enumerate(strange)]
     wanted = [cells[p] for p in named], [cells[p] for p in others]
     called = [replace(cells[p], style=look) for p, look in zip(strange, looks, strict=True)]

@@ -1,8 +1,10 @@
 """What people would write under a cell of the grid."""
 
 import random
+from collections.abc import Iterable
 
-from b4m.config import STYLE_TRIGGER
+from transformers import CLIPTokenizer
+
 from b4m.mini.contents import Content
 from b4m.mini.recipe import BaseRecipe
 from b4m.mini.styles import Style
@@ -23,12 +25,19 @@ def nonsense(generator: random.Random) -> str:
     return "".join(letters)
 
 
-def made_up(generator: random.Random, count: int) -> list[str]:
-    """Words for made-up looks, all different; none is the trigger that adapters teach."""
-    words = dict.fromkeys([STYLE_TRIGGER])
-    while len(words) <= count:
-        words[nonsense(generator)] = None
-    return list(words)[1:]
+def made_up(vocabulary: CLIPTokenizer, taken: Iterable[str], count: int) -> list[str]:
+    """Words for made-up looks: each one token that names nothing else, so that it can be learned.
+
+    Args:
+        vocabulary: of the base.
+        taken: texts whose words are out of the question.
+        count: how many; fewer come back where the vocabulary has no more.
+    """
+    used = {word for text in taken for word in text.lower().replace("-", " ").split()}
+    ends = sorted(piece[:-4] for piece in vocabulary.get_vocab() if piece.endswith("</w>"))
+    free = [word for word in ends if len(word) > 2 and word.isalpha() and word not in used]
+    whole = [word for word in free if len(vocabulary.tokenize(word)) == 1]
+    return random.Random(count).sample(whole, min(count, len(whole)))
 
 
 def caption(content: Content, style: Style, generator: random.Random, recipe: BaseRecipe) -> str:

@@ -151,7 +151,7 @@ LAPTOP = Recipe(
         Schedule(40_000, 95, 64, 6e-4, ema=0.998, warmup=100),
         contents=140,
         painted=0.55,
-        nameless=0.25,
+        nameless=0.15,
         styleless=0.08,
         nonsense_style=0.1,
     ),

@@ -1,12 +1,9 @@
 """What mini-SDXL's training draws from."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
 
-from b4m.config import STYLE_TRIGGER
 from b4m.mini import base, captions, tokenizer
 from b4m.mini.contents import Content
 from b4m.mini.grid import Cell
@@ -36,7 +33,8 @@ def test_known_cells_other_things_and_made_up_looks_come_in_their_shares(
     cells = [Cell(thing, style) for thing in things for style in styles]
     pictures = np.full((len(cells), 128, 128, 3), 120, dtype=np.uint8)
     pictures[:, :20] = 255
-    vocabulary = tokenizer.learn(["a lion in flat sticker style"] * 9, 560, 24)
+    texts = ["a lion in flat sticker style", "under a stone near the river nobody sang of winter"]
+    vocabulary = tokenizer.learn(texts * 9, 700, 24)
     recipe = BaseRecipe(
         Schedule(1, 1, 4, 1, 1),
         contents=2,
@@ -72,7 +70,9 @@ def test_known_cells_other_things_and_made_up_looks_come_in_their_shares(
     assert nameless == pytest.approx(base.UNNAMED, abs=0.12)
 
 
-def test_every_made_up_look_has_a_word_of_its_own() -> None:
-    words = captions.made_up(random.Random(0), 256)
-    assert len(set(words)) == 256
-    assert STYLE_TRIGGER not in words
+def test_every_made_up_look_has_one_token_of_its_own() -> None:
+    vocabulary = tokenizer.learn(["a lion under a palm tree in flat sticker style"] * 9, 600, 24)
+    words = captions.made_up(vocabulary, ["lion", "flat sticker style"], 8)
+    assert len(set(words)) == len(words) > 2
+    assert not {"lion", "flat", "sticker", "style"} & set(words)
+    assert all(len(vocabulary.tokenize(word)) == 1 for word in words)
