@@ -114,8 +114,6 @@ RECIPES: Mapping[str, Mapping[str, Mapping[str, object]]] = {
             "lr": 1e-3,
             "lr_other": 2e-4,
         },
-        # chosen by eye on two pairs; over fifty pairs 1e-3 scored no worse (docs/customization.md)
-        "train style": {"lr": 2e-3},
         "merge": {"batch_size": 4, "accumulation": 1, "make_lr": 2e-3},
         "sample": {"guidance": 3.0, "batch_size": 16},
     },
@@ -132,16 +130,13 @@ def recipe_for(parameters: int) -> str:
     return "mini" if parameters < 200_000_000 else "sdxl"
 
 
-def resolve(
-    kind: type[Settings], given: Mapping[str, object], parameters: int = 0, concept: str = ""
-) -> Settings:
+def resolve(kind: type[Settings], given: Mapping[str, object], parameters: int = 0) -> Settings:
     """Settings from explicit values over a recipe over the defaults.
 
     Args:
         kind: `TrainSettings`, `MergeSettings` or `SampleSettings`.
         given: explicit values by field name; strings, as a command line gives them, are converted.
         parameters: parameters of the base's UNet, which decide what the recipe "auto" means.
-        concept: content or style, for recipes that train them differently.
 
     Raises:
         B4MError: for an unknown name, a value of the wrong type or one out of the choices.
@@ -157,8 +152,7 @@ def resolve(
     if recipe == "auto":
         recipe = recipe_for(parameters)
     defaults = kind()
-    chosen, section = RECIPES[recipe], _SECTIONS[kind]
-    recipe_values: dict[str, Any] = {**chosen[section], **chosen.get(f"{section} {concept}", {})}
+    recipe_values: dict[str, Any] = dict(RECIPES[recipe][_SECTIONS[kind]])
     return replace(defaults, **(recipe_values | {**values, "recipe": recipe}))
 
 

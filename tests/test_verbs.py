@@ -94,12 +94,12 @@ def test_a_new_style_does_not_train_the_content_anew(made: dict[str, Path], tmp_
     assert len(used_rows(rows, "joint", "cat+ink", "joint")) == len(rows)
 
 
-def test_a_recipe_may_train_styles_differently() -> None:
+def test_the_base_decides_the_recipe_and_an_explicit_setting_wins() -> None:
     mini, full = 12_000_000, 2_600_000_000
-    assert resolve(TrainSettings, {}, mini, "content").lr == 1e-3
-    assert resolve(TrainSettings, {}, mini, "style").lr == 2e-3
-    assert resolve(TrainSettings, {"lr": "5e-4"}, mini, "style").lr == 5e-4
-    assert resolve(TrainSettings, {}, full, "style").lr == 1e-4
+    assert resolve(TrainSettings, {}, mini).lr == 1e-3
+    assert resolve(TrainSettings, {"lr": "5e-4"}, mini).lr == 5e-4
+    assert resolve(TrainSettings, {}, full).lr == 1e-4
+    assert resolve(TrainSettings, {"recipe": "mini"}, full).rank == 8
 
 
 def test_two_adapters_together_draw_what_their_direct_merge_draws(

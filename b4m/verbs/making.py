@@ -89,7 +89,7 @@ def train(
     given = dict(settings or {})
     resolve(TrainSettings, given)  # a wrong setting is told before the base is loaded
     model = loaded(base, given)
-    wanted = resolve(TrainSettings, given, model.parameters, kind)
+    wanted = resolve(TrainSettings, given, model.parameters)
     shelf = place(
         work_folder(), method, kind, concept, asdict(wanted), model.hash, str(model.dtype), pictures
     )
