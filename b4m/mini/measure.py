@@ -21,7 +21,7 @@ from b4m.evaluate.encoders import ClipEncoder, open_encoder
 from b4m.mini import captions, clip, vae
 from b4m.mini.grid import Cell
 from b4m.mini.recipe import Recipe
-from b4m.mini.styles import STYLES
+from b4m.mini.styles import DRAWN, STYLES
 from b4m.mini.tiles import Tiles, core, named
 from b4m.sdxl.load import Base, load_base
 from b4m.sdxl.sample import sample
@@ -160,7 +160,7 @@ def _evaluator(judge: Judge, tiles: Tiles, recipe: Recipe) -> dict[str, Any]:
         ),
         "same_content_first": float(np.mean(hits)),
         "correlation_with_efficientnet": float(correlation[0, 1]),
-    }
+    } | drawn_styles(judge, tiles, unseen)
 
 
 def _likeness(judge: Judge, tiles: Tiles, features: np.ndarray, count: int = 8) -> np.ndarray:
@@ -175,6 +175,49 @@ def _likeness(judge: Judge, tiles: Tiles, features: np.ndarray, count: int = 8) 
         chosen = random.Random(3).sample(shown, min(count, len(shown)))
         found.append(features @ judge.encoder.encode_pictures(_pictures(tiles, chosen)).mean(0))
     return np.stack(found, 1)
+
+
+def drawn_styles(judge: Judge, tiles: Tiles, unseen: Sequence[str]) -> dict[str, float]:
+    """Is the style of an unseen cell hard to see? Both encoders among the drawn styles alone.
+
+    EfficientNet-Lite0 gets a linear layer trained on the base contents' cells (multinomial logistic
+    regression with a quadratic penalty, 150 steps of L-BFGS), mini-CLIP its words.
+
+    Args:
+        judge: mini-CLIP.
+        tiles: the grid.
+        unseen: styles in which cells of held-out contents are named.
+    """
+    drawn = [i for i, cell in enumerate(tiles.cells) if cell.style.kind == DRAWN]
+    cells = [tiles.cells[i] for i in drawn]
+    names = list(dict.fromkeys(cell.style.id for cell in cells))
+    truth = torch.tensor([names.index(cell.style.id) for cell in cells])
+    known = torch.tensor([not cell.content.held_out for cell in cells])
+    asked = torch.tensor([c.content.held_out and c.style.id in unseen for c in cells])
+    features = torch.from_numpy(
+        open_encoder("efficientnet-lite0").encode_pictures(_pictures(tiles, drawn))
+    )
+    features = (features - features[known].mean(0)) / features[known].std(0).clamp_min(1e-6)
+    layer = torch.nn.Linear(features.shape[1], len(names))
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=150, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        fit = torch.nn.functional.cross_entropy(layer(features[known]), truth[known])
+        total: torch.Tensor = fit + 0.01 * layer.weight.square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    of_asked = [drawn[int(i)] for i in asked.nonzero()]
+    own = judge.style_scores(judge.encoder.encode_pictures(_pictures(tiles, of_asked)))
+    own = own[:, [judge.styles.index(name) for name in names]]
+    with torch.no_grad():
+        guessed = layer(features[asked]).argmax(1)
+    return {
+        "drawn_style_accuracy": float((own.argmax(1) == truth[asked].numpy()).mean()),
+        "drawn_style_accuracy_of_efficientnet": float((guessed == truth[asked]).float().mean()),
+    }
 
 
 def _moved(judge: Judge, tiles: Tiles, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
