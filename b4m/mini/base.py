@@ -2,7 +2,7 @@
 
 tiles -> autoencoder (frozen) -> latent means and deviations, kept in memory
 captions -> many wordings per cell, tokenized once
-other things: the drawn cells of all other base contents, mostly called by their class
+other things: the drawn cells of all other base contents, some called by their class
 made-up looks: cells of all base contents, repainted, a word for each look
 step: cells drawn by weight, a wording each, noise, v-prediction, mean squared error
 """

@@ -22,9 +22,10 @@ HISTORY = """This
   UNet and text encoders: 750 steps of 96 pictures, 3,400 of 64 and 1,030 of 128 on 64 contents, 910
   of 128 on 140 contents with many nonsense names and looks, 1,752 of 64 and 654 of 128 with the new
   latents, all painted styles and random looks. Last, 2,119 of 128 with the drawn cells of all other
-  contents, 256 made-up looks of one hand each, and fewer nonsense names: before it, two in ten new
-  things fell apart beside a look without a name (docs/customization.md); which of the three mended
-  that was not measured. The base tells made-up looks from named ones, but not yet from each other.
+  contents and 256 made-up looks of one hand each (in the first 929 their words were spelled in
+  letters, and twice as many things had no name): before it, two in ten new things fell apart beside
+  a look without a name (docs/customization.md); which change mended that was not measured. The base
+  tells made-up looks from named ones, but not yet from each other.
   `--recipe accelerator` trains it on the whole grid; nobody has run that yet."""
 
 _MAKERS = {

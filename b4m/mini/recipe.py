@@ -61,8 +61,8 @@ class BaseRecipe:
         schedule: how long and how fast.
         contents: of the recipe's contents only so many; 0 takes all of them.
         painted: share of painted cells among those of the grid drawn for a step.
-        others: share of drawn cells of the other base contents, mostly called by their class: an
-            adapter for a new thing starts from all shapes of a class, not from a few.
+        others: share of drawn cells of the other base contents, a third of them called by their
+            class: an adapter for a new thing starts from all shapes of a class, not from a few.
         looks: share of cells in made-up looks (`b4m.mini.looks`), of all base contents, each look
             under a word of its own. With them, and with all painted styles, adapters reach looks
             that the base has not.
