@@ -202,13 +202,13 @@ def _gather(
     repainted = (repaint(look, chance, each=DRAWINGS) for look in pictures(strange, DRAWINGS))
     mean, deviation = _latents(vae, chain(pictures(named), pictures(others), repainted))
     looks = [replace(cells[p].style, words=words[i // DRAWINGS]) for i, p in enumerate(strange)]
-    wanted = [cells[p] for p in named], [cells[p] for p in others]
-    called = [replace(cells[p], style=look) for p, look in zip(strange, looks, strict=True)]
     vague = replace(recipe, nameless=UNNAMED)
     always = replace(vague, styleless=0.0, nonsense_style=0.0)
+    called = [replace(cells[p], style=look) for p, look in zip(strange, looks, strict=True)]
     tokens = [
-        _tokens(shown, vocabulary, wording)
-        for shown, wording in zip((*wanted, called), (recipe, vague, always), strict=True)
+        _tokens([cells[p] for p in named], vocabulary, recipe),
+        _tokens([cells[p] for p in others], vocabulary, vague),
+        _tokens(called, vocabulary, always),
     ]
     share = recipe.others if others else 0.0
     weights = [
