@@ -52,7 +52,7 @@ class Tracker(Protocol):
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record numbers, named with slashes ("train/loss"), after `step` optimizer steps."""
 
-    def picture(self, name: str, picture: Image.Image, step: int = 0) -> None:
+    def image(self, name: str, image: Image.Image, step: int = 0) -> None:
         """Record a picture after `step` optimizer steps."""
 
     def files(self, paths: Sequence[Path], folder: str = "") -> None:
@@ -73,7 +73,7 @@ class NullTracker:
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Do nothing."""
 
-    def picture(self, name: str, picture: Image.Image, step: int = 0) -> None:
+    def image(self, name: str, image: Image.Image, step: int = 0) -> None:
         """Do nothing."""
 
     def files(self, paths: Sequence[Path], folder: str = "") -> None:
@@ -110,9 +110,9 @@ class MLflowTracker:
         entries = [Metric(_name(key), float(value), now, step) for key, value in values.items()]
         self._try(partial(self._client.log_batch, self.run_id, metrics=entries))
 
-    def picture(self, name: str, picture: Image.Image, step: int = 0) -> None:
+    def image(self, name: str, image: Image.Image, step: int = 0) -> None:
         """Record a picture after `step` optimizer steps."""
-        image = picture.convert("RGB")
+        image = image.convert("RGB")
         self._try(partial(self._client.log_image, self.run_id, image, key=_name(name), step=step))
 
     def files(self, paths: Sequence[Path], folder: str = "") -> None:

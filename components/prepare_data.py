@@ -14,7 +14,7 @@ def prepare_data(
     style: str,
     methods: List[str],
     data: dsl.Output[dsl.Dataset],
-    style_pictures: int = 5,
+    style_images: int = 5,
     partners: int = 3,
 ) -> List[str]:
     """Choose and caption the pictures of one content and one style.
@@ -24,7 +24,7 @@ def prepare_data(
         content: Name of the content, the thing to draw.
         style: Name of the style, the way to draw it.
         methods: Merge methods of this run; they decide which adapters are trained.
-        style_pictures: How many pictures teach the style.
+        style_images: How many pictures teach the style.
         partners: How many other styles accompany the content picture while B4M learns it.
 
     Returns:
@@ -42,5 +42,5 @@ def prepare_data(
     name = f"customize/{content}+{style}"
     with open_tracker(name, "customize", settings=chosen, goes_on=True) as run:
         data.metadata["parent_run"] = run.run_id
-        verbs.prepare(source, data.path, content, style, int(style_pictures), int(partners))
+        verbs.prepare(source, data.path, content, style, int(style_images), int(partners))
     return list(dict.fromkeys(m if m in TRAINERS else "lora" for m in methods))

@@ -32,7 +32,7 @@ def customize(
     train_settings: Dict = {},
     merge_settings: Dict = {},
     sample_settings: Dict = {},
-    style_pictures: int = 5,
+    style_images: int = 5,
     partners: int = 3,
 ):
     """Draw one content in one style.
@@ -52,7 +52,7 @@ def customize(
         train_settings: Settings of training by name, for example steps or rank.
         merge_settings: Settings of merging by name.
         sample_settings: Settings of sampling by name.
-        style_pictures: How many pictures teach the style.
+        style_images: How many pictures teach the style.
         partners: How many other styles accompany the content picture while B4M learns it.
     """
     prepared = prepare_data(
@@ -60,7 +60,7 @@ def customize(
         content=content,
         style=style,
         methods=methods,
-        style_pictures=style_pictures,
+        style_images=style_images,
         partners=partners,
     )
     light(prepared, "prepare data")

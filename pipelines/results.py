@@ -66,8 +66,8 @@ def collect(run: Path, out: Path, method: str) -> None:
     for artifact in found:
         if artifact.name == "samples":
             label = str(artifact.metadata.get("label", artifact.path.parent.name))
-            for picture in sorted(artifact.path.glob("images/*.png")):
-                _copy(picture, out / "images" / f"{label.replace(' ', '-')}-{picture.name}")
+            for image in sorted(artifact.path.glob("images/*.png")):
+                _copy(image, out / "images" / f"{label.replace(' ', '-')}-{image.name}")
 
 
 def missing(out: Path) -> List[str]:

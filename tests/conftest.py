@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from b4m.bases.sdxl import Base, load_base
+from b4m.data.prepare import prepare
+from tests.data.worlds import write_user_folder
+
 
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
@@ -22,3 +26,16 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     learned = tokenizer.learn(captions, vocabulary=600, max_tokens=32)
     sdxl.build_pipeline(sdxl.TINY, learned).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def base(tiny_base: Path) -> Base:
+    """The tiny base, loaded once; whoever hangs deltas on it takes them off."""
+    return load_base(str(tiny_base), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Teapot (1 picture) and stripes (5 pictures), with partners."""
+    folder = tmp_path_factory.mktemp("prepared")
+    return prepare(write_user_folder(folder / "own"), folder / "data", "teapot", "stripes")

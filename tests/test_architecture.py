@@ -15,18 +15,20 @@ FLOORS = ("b4m", "components", "pipelines")
 ONLY_IN = {
     "mlflow": ("b4m/tracking.py",),
     "open_clip": ("b4m/evaluate/", "b4m/mini/"),
-    "diffusers": ("b4m/sdxl/", "b4m/mini/"),
+    "diffusers": ("b4m/bases/", "b4m/mini/"),
     "accelerate": ("b4m/train/",),
     "dvc": (),
 }
 # Which parts of the library a part may import; itself always.
 BELOW = {
     "adapters": {"errors", "config"},
-    "sdxl": {"errors", "config", "adapters"},
-    "data": {"errors", "config", "adapters", "sdxl"},
-    "train": {"errors", "config", "adapters", "data", "sdxl"},
+    "bases": {"errors", "config", "adapters", "files"},
+    "files": {"errors", "config", "adapters", "bases"},
+    "data": {"errors", "config", "adapters", "bases"},
+    "train": {"errors", "config", "adapters", "data", "bases", "files"},
+    "merging": {"errors", "config", "adapters", "data", "bases", "files", "train"},
     "evaluate": {"errors", "config", "data"},
-    "methods": {"errors", "config", "adapters", "data", "sdxl", "train"},
+    "methods": {"errors", "config", "adapters", "data", "bases", "files", "train", "merging"},
 }
 
 
@@ -118,7 +120,7 @@ def test_a_floor_imports_only_floors_below(floor: str) -> None:
 
 
 def test_methods_never_import_one_another() -> None:
-    shared = {"b4m.methods.context"}
+    shared = {"b4m.merging.context"}
     wrong = [
         i
         for i in _all_imports("b4m")

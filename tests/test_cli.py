@@ -34,14 +34,14 @@ def b4m(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """A user's folder with one content and one style."""
     folder = tmp_path / "pictures"
     for kind, concept in (("content", "cat"), ("style", "ink")):
         (folder / kind / concept).mkdir(parents=True)
         for number in range(2):
-            picture = Image.effect_noise((48, 48), 40 + number).convert("RGB")
-            picture.save(folder / kind / concept / f"{number}.png")
+            image = Image.effect_noise((48, 48), 40 + number).convert("RGB")
+            image.save(folder / kind / concept / f"{number}.png")
     return folder
 
 
@@ -106,11 +106,11 @@ def test_interrupting_ends_with_130(
 
 
 def test_prepare_prints_where_it_wrote(
-    b4m: Callable[..., Answer], pictures: Path, tmp_path: Path
+    b4m: Callable[..., Answer], images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "prepared"
     status, printed, errors = b4m(
-        "prepare", pictures, "--content", "cat", "--style", "ink", "--out", out
+        "prepare", images, "--content", "cat", "--style", "ink", "--out", out
     )
     assert status == 0, errors
     assert printed.strip() == str(out)
@@ -118,21 +118,21 @@ def test_prepare_prints_where_it_wrote(
 
 
 def test_a_truncated_picture_is_refused(
-    b4m: Callable[..., Answer], pictures: Path, tmp_path: Path
+    b4m: Callable[..., Answer], images: Path, tmp_path: Path
 ) -> None:
-    broken = pictures / "content/cat/0.png"
+    broken = images / "content/cat/0.png"
     broken.write_bytes(broken.read_bytes()[:-200])
     out = tmp_path / "prepared"
-    _refused(b4m("prepare", pictures, "--out", out), out, str(broken))
+    _refused(b4m("prepare", images, "--out", out), out, str(broken))
 
 
 def test_an_empty_folder_is_refused(
-    b4m: Callable[..., Answer], pictures: Path, tmp_path: Path
+    b4m: Callable[..., Answer], images: Path, tmp_path: Path
 ) -> None:
-    for file in (pictures / "content/cat").iterdir():
+    for file in (images / "content/cat").iterdir():
         file.unlink()
     out = tmp_path / "prepared"
-    _refused(b4m("prepare", pictures, "--out", out), out, "cat")
+    _refused(b4m("prepare", images, "--out", out), out, "cat")
 
 
 def test_a_source_that_is_not_there_is_refused(b4m: Callable[..., Answer], tmp_path: Path) -> None:
@@ -141,11 +141,11 @@ def test_a_source_that_is_not_there_is_refused(b4m: Callable[..., Answer], tmp_p
 
 
 def test_a_caption_without_the_trigger_is_refused(
-    b4m: Callable[..., Answer], pictures: Path, tmp_path: Path
+    b4m: Callable[..., Answer], images: Path, tmp_path: Path
 ) -> None:
-    (pictures / "content/cat/0.txt").write_text("a cat on a mat")
+    (images / "content/cat/0.txt").write_text("a cat on a mat")
     out = tmp_path / "prepared"
-    _refused(b4m("prepare", pictures, "--out", out), out, "0.txt", "snq")
+    _refused(b4m("prepare", images, "--out", out), out, "0.txt", "snq")
 
 
 def _adapter(file: Path, value: float = 0.1, **metadata: str) -> Path:

@@ -59,8 +59,8 @@ def test_every_pair_has_every_row_and_nothing_is_made_twice(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr("b4m.verbs.comparing.train", never)
-    monkeypatch.setattr("b4m.verbs.comparing.merge", never)
+    monkeypatch.setattr("b4m.verbs.compare.train", never)
+    monkeypatch.setattr("b4m.verbs.compare.merge", never)
     verbs.compare(**asked)
     assert (last / "images" / "000-s3.png").read_bytes() == before
 

@@ -14,7 +14,7 @@ from b4m.errors import B4MError
 from b4m.evaluate.score import evaluate
 from b4m.report import write_report
 from b4m.report.chart import Dot, scatter
-from b4m.report.pictures import data_uris
+from b4m.report.images import data_uris
 from b4m.report.read import Line, name_of, read_world
 from b4m.report.words import lead
 from tests.evaluate.conftest import tiny_clip  # noqa: F401

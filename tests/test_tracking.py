@@ -63,7 +63,7 @@ def test_everything_of_a_run_is_recorded(
         ) as tracker:
             tracker.metrics({"train/loss": 0.5}, 1)
             tracker.metrics({"train/loss": 0.25}, 2)
-            tracker.picture("samples/octopus in w@z style", Image.new("RGB", (8, 8)), 2)
+            tracker.image("samples/octopus in w@z style", Image.new("RGB", (8, 8)), 2)
             tracker.files([adapter], "adapters")
             tracker.tags({"extra": "yes", "empty": ""})
     run = client(store).get_run(tracker.run_id)
@@ -211,7 +211,7 @@ def test_tracking_can_be_switched_off(store: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("B4M_TRACKING", "off")
     with tracking.open_tracker("silent") as tracker:
         tracker.params({"a": 1})
-        tracker.picture("p", Image.new("RGB", (8, 8)))
+        tracker.image("p", Image.new("RGB", (8, 8)))
         tracker.files([])
         tracker.tags({})
         tracker.metrics({"b": 2.0})

@@ -14,7 +14,7 @@ FAST = {"steps": 2, "rank": 4, "batch_size": 1, "accumulation": 1}
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: one picture of a cat, two in ink."""
     folder = tmp_path_factory.mktemp("own")
     for name, colour in (
@@ -22,23 +22,23 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("style/ink/0", "black"),
         ("style/ink/1", "navy"),
     ):
-        picture = Image.new("RGB", (48, 48), "white")
-        ImageDraw.Draw(picture).ellipse((8, 8, 40, 36), fill=colour)
+        image = Image.new("RGB", (48, 48), "white")
+        ImageDraw.Draw(image).ellipse((8, 8, 40, 36), fill=colour)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / f"{name}.png")
+        image.save(folder / f"{name}.png")
     return folder
 
 
 @pytest.fixture(scope="module")
 def made(
-    pictures: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+    images: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """Prepared data and a plain adapter of each side."""
     folder = tmp_path_factory.mktemp("made")
     patch = pytest.MonkeyPatch()
     patch.setenv("B4M_WORK", str(folder / "work"))
     patch.setenv("B4M_TRACKING", "off")
-    data = verbs.prepare(pictures, folder / "data", "cat", "ink")
+    data = verbs.prepare(images, folder / "data", "cat", "ink")
     files = {
         kind: verbs.train(
             kind, data, name, folder / f"{kind}.safetensors", "lora", str(tiny_base), FAST
@@ -83,15 +83,15 @@ def test_an_adapter_is_trained_once_and_another_setting_makes_another(
 
 def test_a_new_style_does_not_train_the_content_anew(made: dict[str, Path], tmp_path: Path) -> None:
     from b4m.data.manifest import data_hash, read_manifest
-    from b4m.train.shelf import used_rows
+    from b4m.train.adapter_cache import rows_used
 
     rows = read_manifest(made["data"])
     fewer = [row for row in rows if row.kind != "style"]
     both = [
-        data_hash(made["data"], used_rows(part, "content", "cat", "lora")) for part in (rows, fewer)
+        data_hash(made["data"], rows_used(part, "content", "cat", "lora")) for part in (rows, fewer)
     ]
     assert both[0] == both[1]
-    assert len(used_rows(rows, "joint", "cat+ink", "joint")) == len(rows)
+    assert len(rows_used(rows, "joint", "cat+ink", "joint")) == len(rows)
 
 
 def test_the_base_decides_the_recipe_and_an_explicit_setting_wins() -> None:
@@ -113,8 +113,8 @@ def test_two_adapters_together_draw_what_their_direct_merge_draws(
         folder = verbs.sample(
             tmp_path / str(number), files, made["data"], base=str(tiny_base), settings={"steps": 2}
         )
-        (picture,) = sorted((folder / "images").glob("*.png"))
-        drawn.append(np.asarray(Image.open(picture), dtype=int))
+        (image,) = sorted((folder / "images").glob("*.png"))
+        drawn.append(np.asarray(Image.open(image), dtype=int))
     assert abs(drawn[0] - drawn[1]).max() <= 1
 
 

@@ -30,7 +30,7 @@ def attention_linears(unet: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-class AdaptedUNet(nn.Module):
+class AdaptedModel(nn.Module):
     """A frozen UNet with named sets of deltas, of which one or none is in use.
 
     The deltas are submodules, so DDP, `.to()` and `parameters()` see them; the UNet's own

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from b4m.sdxl.conditioning import Conditioning, encode_prompts
-from b4m.sdxl.latents import encode_pictures
-from b4m.sdxl.load import Base
+from b4m.bases.sdxl.conditioning import Conditioning, encode_prompts
+from b4m.bases.sdxl.latents import encode_images
+from b4m.bases.sdxl.load import Base
 
 _SAMPLED = 64  # numbers of each weight that the fingerprint looks at
 
@@ -33,12 +33,12 @@ class Cache:
         key = f"{base.hash}-{base.pixels}-{_fingerprint((base.vae, *base.text_encoders))}"
         self._folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
 
-    def latents(self, pictures: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+    def latents(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Posterior mean and std (N, C, H, W), on the CPU, of RGB pictures of the base's size."""
-        keys = [_digest(f"{p.size}".encode(), p.tobytes()) for p in pictures]
+        keys = [_digest(f"{p.size}".encode(), p.tobytes()) for p in images]
 
         def encode(index: int) -> dict[str, Tensor]:
-            mean_1CHW, std_1CHW = encode_pictures(self._base, [pictures[index]])
+            mean_1CHW, std_1CHW = encode_images(self._base, [images[index]])
             return {"mean": mean_1CHW[0], "std": std_1CHW[0]}
 
         entries = self._entries("latents", keys, encode)
@@ -77,7 +77,7 @@ class Cache:
             if not files[index].is_file():
                 _write(files[index], encode(index))
         if missing:
-            self._base.rest()
+            self._base.offload()
         return [load_file(file) for file in files]
 
 

@@ -14,7 +14,7 @@ from random import Random
 
 from b4m.config import CONTENT_TRIGGER, STYLE_TRIGGER
 from b4m.data.captions import content_caption, merged_caption, style_caption, with_article
-from b4m.data.manifest import MANIFEST, Picture
+from b4m.data.manifest import MANIFEST, ManifestRow
 from b4m.data.request import Request
 from b4m.errors import B4MError
 
@@ -22,7 +22,7 @@ CONTENT_STYLE = "fluent-flat"
 _REFERENCES = 5
 _COLUMNS = ("file", "content", "name", "class_word", "style", "style_name", "family", "split")
 
-Chosen = list[tuple[Path, Picture]]
+Chosen = list[tuple[Path, ManifestRow]]
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ def _style(cells: Sequence[Cell], style: str, request: Request) -> Chosen:
     if not known:
         raise B4MError(f"EmojiGrid here has no picture of a known content in the style {style}")
     drawn = _shuffled(known, request, "style")
-    train = drawn[: request.style_pictures]
+    train = drawn[: request.style_images]
     # from the end, so that one, five or twenty training pictures meet the same references
-    references = drawn[request.style_pictures :][-_REFERENCES:]
+    references = drawn[request.style_images :][-_REFERENCES:]
     return [
         (cell.path, _row(cell, "style", role, style_caption(with_article(cell.name))))
         for role, members in (("train", train), ("reference", references))
@@ -189,7 +189,7 @@ def _truth(cells: Sequence[Cell], content: str, style: str, request: Request) ->
     return [
         (
             cell.path,
-            Picture(
+            ManifestRow(
                 file="",
                 kind="truth",
                 concept=f"{content}+{style}",
@@ -206,9 +206,9 @@ def _truth(cells: Sequence[Cell], content: str, style: str, request: Request) ->
     ]
 
 
-def _row(cell: Cell, kind: str, role: str, caption: str) -> Picture:
+def _row(cell: Cell, kind: str, role: str, caption: str) -> ManifestRow:
     content = kind == "content"
-    return Picture(
+    return ManifestRow(
         file="",
         kind=kind,
         concept=cell.content if content else cell.style,

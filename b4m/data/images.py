@@ -9,7 +9,7 @@ from b4m.errors import B4MError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def load_picture(path: Path) -> Image.Image:
+def load_image(path: Path) -> Image.Image:
     """Read a whole picture as RGB: turned as its camera says, transparency over white.
 
     Raises:
@@ -18,28 +18,28 @@ def load_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as opened:
             opened.load()
-            picture = ImageOps.exif_transpose(opened)
+            image = ImageOps.exif_transpose(opened)
     except FileNotFoundError:
         raise B4MError(f"picture {path} does not exist") from None
     except UnidentifiedImageError:
         raise B4MError(f"{path} is no picture that can be read; give PNG, JPEG or WebP") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise B4MError(f"picture {path} is damaged ({error}); replace it") from error
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
-def fit_square(picture: Image.Image, pixels: int) -> Image.Image:
+def fit_square(image: Image.Image, pixels: int) -> Image.Image:
     """Scale the shorter side to `pixels` and cut the middle square."""
-    if picture.size == (pixels, pixels):
-        return picture
-    return ImageOps.fit(picture, (pixels, pixels), Image.Resampling.LANCZOS)
+    if image.size == (pixels, pixels):
+        return image
+    return ImageOps.fit(image, (pixels, pixels), Image.Resampling.LANCZOS)
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """The picture files of a folder by name; hidden files and others are passed over."""
     return sorted(
         file

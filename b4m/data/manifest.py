@@ -29,7 +29,7 @@ ALIGNMENTS = ("", "exact", "meaning")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ManifestRow:
     """One line of the manifest; see the module for the meanings."""
 
     file: str
@@ -44,10 +44,10 @@ class Picture:
     alignment: str = ""
 
 
-COLUMNS = tuple(f.name for f in fields(Picture))
+COLUMNS = tuple(f.name for f in fields(ManifestRow))
 
 
-def read_manifest(folder: Path) -> list[Picture]:
+def read_manifest(folder: Path) -> list[ManifestRow]:
     """All lines of a prepared folder's manifest, checked.
 
     Raises:
@@ -62,13 +62,13 @@ def read_manifest(folder: Path) -> list[Picture]:
         missing = [name for name in COLUMNS[:-1] if name not in (reader.fieldnames or [])]
         if missing:
             raise B4MError(f"{path} lacks the column {missing[0]}; prepare the data again")
-        rows = [_picture(path, number, line) for number, line in enumerate(reader, start=2)]
+        rows = [_row(path, number, line) for number, line in enumerate(reader, start=2)]
     if not rows:
         raise B4MError(f"{path} lists no picture; prepare the data again")
     return rows
 
 
-def write_manifest(folder: Path, rows: Iterable[Picture]) -> Path:
+def write_manifest(folder: Path, rows: Iterable[ManifestRow]) -> Path:
     """Write the manifest of `folder` and return its path."""
     path = folder / MANIFEST
     with path.open("w", newline="", encoding="utf-8") as stream:
@@ -78,7 +78,7 @@ def write_manifest(folder: Path, rows: Iterable[Picture]) -> Path:
     return path
 
 
-def training_rows(rows: Sequence[Picture], kind: str, concept: str) -> list[Picture]:
+def training_rows(rows: Sequence[ManifestRow], kind: str, concept: str) -> list[ManifestRow]:
     """The pictures that the concept of this kind is trained on.
 
     Raises:
@@ -92,13 +92,13 @@ def training_rows(rows: Sequence[Picture], kind: str, concept: str) -> list[Pict
     return chosen
 
 
-def partner_rows(rows: Sequence[Picture], kind: str) -> list[Picture]:
+def partner_rows(rows: Sequence[ManifestRow], kind: str) -> list[ManifestRow]:
     """The partners of a concept of this kind: pictures of the other kind held for that."""
     other = "style" if kind == "content" else "content"
     return [row for row in rows if row.kind == other and row.role == "partner"]
 
 
-def data_hash(folder: Path, rows: Iterable[Picture]) -> str:
+def data_hash(folder: Path, rows: Iterable[ManifestRow]) -> str:
     """SHA-256 over the pictures' bytes and captions, in order."""
     digest = hashlib.sha256()
     for row in rows:
@@ -107,10 +107,10 @@ def data_hash(folder: Path, rows: Iterable[Picture]) -> str:
     return digest.hexdigest()
 
 
-def _picture(path: Path, number: int, line: dict[str, str | None]) -> Picture:
+def _row(path: Path, number: int, line: dict[str, str | None]) -> ManifestRow:
     where = f"{path}, line {number}"
     values = {name: (line.get(name) or "").strip() for name in COLUMNS}
-    row = Picture(**values)
+    row = ManifestRow(**values)
     for name, value, allowed in (
         ("kind", row.kind, KINDS),
         ("role", row.role, ROLES),

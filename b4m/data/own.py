@@ -11,15 +11,15 @@ from random import Random
 
 from b4m.config import CONTENT_TRIGGER, STYLE_TRIGGER
 from b4m.data.captions import check_trigger, content_caption, style_caption, with_article
-from b4m.data.images import SUFFIXES, pictures_in
-from b4m.data.manifest import Picture
+from b4m.data.images import SUFFIXES, images_in
+from b4m.data.manifest import ManifestRow
 from b4m.data.request import Request
 from b4m.errors import B4MError
 
 _HOLD_OUT_FROM = 4  # with so many pictures of a content one can be spared to compare with
 _CAMERA_NAME = re.compile(r"(?i)^(img|dsc|dscn|pxl|image|photo|picture|screenshot|untitled)\b")
 
-Chosen = list[tuple[Path, Picture]]
+Chosen = list[tuple[Path, ManifestRow]]
 
 
 def choose(source: Path, request: Request) -> Chosen:
@@ -71,7 +71,7 @@ def _concept(source: Path, kind: str, concept: str, request: Request, licence: s
     if kind == "content":
         train_count = len(files) - 1 if len(files) >= _HOLD_OUT_FROM else len(files)
     else:
-        train_count = request.style_pictures
+        train_count = request.style_images
     shuffled = list(files)
     Random(f"{request.seed} {kind} {concept}").shuffle(shuffled)
     training = set(shuffled[:train_count])
@@ -105,14 +105,14 @@ def _partners(
 
 
 def _pictures(folder: Path) -> list[Path]:
-    files = pictures_in(folder)
+    files = images_in(folder)
     if not files:
         kinds = ", ".join(suffix.lstrip(".") for suffix in SUFFIXES)
         raise B4MError(f"{folder} holds no picture; put at least one in it ({kinds})")
     return files
 
 
-def _row(source: Path, file: Path, kind: str, concept: str, role: str, licence: str) -> Picture:
+def _row(source: Path, file: Path, kind: str, concept: str, role: str, licence: str) -> ManifestRow:
     trigger = CONTENT_TRIGGER if kind == "content" else STYLE_TRIGGER
     class_word = _words(concept)
     caption_file = file.with_suffix(".txt")
@@ -123,7 +123,7 @@ def _row(source: Path, file: Path, kind: str, concept: str, role: str, licence: 
         caption = content_caption(class_word)
     else:
         caption = style_caption(_shown(file.stem))
-    return Picture(
+    return ManifestRow(
         file="",
         kind=kind,
         concept=concept,

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from b4m.data import emojigrid, own
-from b4m.data.images import load_picture
-from b4m.data.manifest import MANIFEST, Picture, write_manifest
+from b4m.data.images import load_image
+from b4m.data.manifest import MANIFEST, ManifestRow, write_manifest
 from b4m.data.request import Request
 from b4m.errors import B4MError
 
@@ -26,7 +26,7 @@ def prepare(
     out: Path,
     content: str = "",
     style: str = "",
-    style_pictures: int = 5,
+    style_images: int = 5,
     partners: int = 3,
     seed: int = 0,
     content_style: str = emojigrid.CONTENT_STYLE,
@@ -39,7 +39,7 @@ def prepare(
         content: name of the content, or several separated by commas. Empty takes all of a user's
             folder.
         style: the same for styles.
-        style_pictures: pictures that a style is trained on; further ones become references.
+        style_images: pictures that a style is trained on; further ones become references.
         partners: pictures of the other kind that multi-correspondence training gets.
         seed: of every choice among pictures.
         content_style: EmojiGrid: the style that contents are drawn in.
@@ -52,7 +52,7 @@ def prepare(
             trigger, or an `out` that holds other things.
     """
     source, out = Path(source), Path(out)
-    request = Request(_names(content), _names(style), style_pictures, partners, seed, content_style)
+    request = Request(_names(content), _names(style), style_images, partners, seed, content_style)
     _check(source, out, request)
     if (source / MANIFEST).is_file():
         chosen = emojigrid.choose(source, request)
@@ -69,16 +69,16 @@ def _names(text: str) -> tuple[str, ...]:
 def _check(source: Path, out: Path, request: Request) -> None:
     if not source.is_dir():
         raise B4MError(f"{source} does not exist; `dvc pull` brings the project's own data")
-    if request.style_pictures < 1 or request.partners < 0:
+    if request.style_images < 1 or request.partners < 0:
         raise B4MError(
-            f"style_pictures={request.style_pictures} must be 1 or more and "
+            f"style_images={request.style_images} must be 1 or more and "
             f"partners={request.partners} 0 or more"
         )
     if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
         raise B4MError(f"{out} exists and is no prepared folder; give another place to write to")
 
 
-def _write(out: Path, chosen: Sequence[tuple[Path, Picture]]) -> None:
+def _write(out: Path, chosen: Sequence[tuple[Path, ManifestRow]]) -> None:
     partial = out.parent / f".{out.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -91,10 +91,10 @@ def _write(out: Path, chosen: Sequence[tuple[Path, Picture]]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _copy(path: Path, row: Picture, folder: Path, number: int) -> Picture:
+def _copy(path: Path, row: ManifestRow, folder: Path, number: int) -> ManifestRow:
     """Write the picture as PNG under a name that says its use."""
     file = f"{row.kind}/{row.concept}/{row.role}-{number:03d}.png"
-    picture = load_picture(path)
+    image = load_image(path)
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / file)
+    image.save(folder / file)
     return replace(row, file=file)

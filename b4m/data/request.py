@@ -9,7 +9,7 @@ class Request:
 
     contents: tuple[str, ...]
     styles: tuple[str, ...]
-    style_pictures: int
+    style_images: int
     partners: int
     seed: int
     content_style: str

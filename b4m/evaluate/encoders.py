@@ -44,7 +44,7 @@ class Encoder(Protocol):
     preprocessing: str
     """What happens to a picture before the network, in words."""
 
-    def encode_pictures(self, pictures: Sequence[Image.Image]) -> Features:
+    def encode_images(self, images: Sequence[Image.Image]) -> Features:
         """Unit features (N, D), float32, of RGB pictures of any size."""
         ...
 
@@ -125,12 +125,12 @@ class ClipEncoder:
         self.preprocessing = _describe(self._model, quick_gelu)
         self.names = _read_names(Path(name) / "names.json")
 
-    def encode_pictures(self, pictures: Sequence[Image.Image]) -> Features:
+    def encode_images(self, images: Sequence[Image.Image]) -> Features:
         """Unit features (N, D) after the model's own evaluation transform."""
         return _encode(
-            pictures,
+            images,
             lambda part: self._model.encode_image(
-                torch.stack([self._transform(picture) for picture in part]).to(self._device)
+                torch.stack([self._transform(image) for image in part]).to(self._device)
             ),
         )
 
@@ -182,15 +182,15 @@ class EfficientNetLite0:
         self._device = device
         self.weights_hash = sha256(weights)
 
-    def encode_pictures(self, pictures: Sequence[Image.Image]) -> Features:
+    def encode_images(self, images: Sequence[Image.Image]) -> Features:
         """Unit features (N, 1280)."""
 
         def forward(part: Sequence[Image.Image]) -> torch.Tensor:
-            x_BHWC = np.stack([np.asarray(square(picture, 224), np.float32) for picture in part])
+            x_BHWC = np.stack([np.asarray(square(image, 224), np.float32) for image in part])
             x_BCHW = torch.from_numpy((x_BHWC - 127.0) / 128.0).permute(0, 3, 1, 2)
             return self._model.extract_features(x_BCHW.to(self._device)).mean(dim=(2, 3))
 
-        return _encode(pictures, forward)
+        return _encode(images, forward)
 
 
 class MagentaStyle:
@@ -215,27 +215,27 @@ class MagentaStyle:
         self._input = self._session.get_inputs()[0].name
         self.weights_hash = sha256(weights)
 
-    def encode_pictures(self, pictures: Sequence[Image.Image]) -> Features:
+    def encode_images(self, images: Sequence[Image.Image]) -> Features:
         """Unit features (N, 100); the network takes one picture at a time."""
 
         def forward(part: Sequence[Image.Image]) -> torch.Tensor:
             rows = []
-            for picture in part:
-                small = square(picture, 256, Image.Resampling.LANCZOS)
+            for image in part:
+                small = square(image, 256, Image.Resampling.LANCZOS)
                 x_BHWC = np.asarray(small, np.float32)[None] / 255.0
                 rows.append(self._session.run(None, {self._input: x_BHWC})[0].reshape(-1))
             return torch.from_numpy(np.stack(rows))
 
-        return _encode(pictures, forward)
+        return _encode(images, forward)
 
 
 def square(
-    picture: Image.Image, side: int, filter: Image.Resampling = Image.Resampling.BICUBIC
+    image: Image.Image, side: int, filter: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:
     """The central square of a picture at `side` pixels, RGB."""
-    short = min(picture.size)
-    left, top = (picture.width - short) // 2, (picture.height - short) // 2
-    central = picture.convert("RGB").crop((left, top, left + short, top + short))
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    central = image.convert("RGB").crop((left, top, left + short, top + short))
     return central.resize((side, side), filter)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from b4m.data.captions import with_article
-from b4m.data.manifest import Picture, read_manifest
+from b4m.data.manifest import ManifestRow, read_manifest
 from b4m.errors import B4MError
 
 
@@ -72,7 +72,7 @@ def read_prepared(data: Path) -> Prepared:
     Raises:
         B4MError: when the manifest is missing or malformed, or has no content or no style.
     """
-    groups: dict[tuple[str, str], list[Picture]] = {}
+    groups: dict[tuple[str, str], list[ManifestRow]] = {}
     truths: dict[tuple[str, str], Truth] = {}
     for row in read_manifest(data):
         if row.kind == "truth":
@@ -116,7 +116,7 @@ def plain_prompt(prompt: str, concepts: Iterable[Concept], words: Mapping[str, s
     return " ".join(prompt.split())
 
 
-def _concept(data: Path, key: tuple[str, str], rows: Sequence[Picture]) -> Concept:
+def _concept(data: Path, key: tuple[str, str], rows: Sequence[ManifestRow]) -> Concept:
     held_back = [row for row in rows if row.role == "reference"]
     trained = [row for row in rows if row.role == "train"] or held_back
     chosen = held_back or trained

@@ -113,7 +113,7 @@ def _parse(folder: Path, number: int, row: dict[str, str]) -> Sample:
 def write_samples(
     out: Path,
     rows: Sequence[Mapping[str, object]],
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     about: Mapping[str, object],
 ) -> Path:
     """Write a samples folder whole or not at all; an earlier one at `out` is replaced.
@@ -121,7 +121,7 @@ def write_samples(
     Args:
         out: folder to write.
         rows: values of `COLUMNS` without the file, one per picture.
-        pictures: PIL pictures.
+        images: PIL pictures.
         about: what the adapters say of themselves, by `adapter_hash`.
 
     Raises:
@@ -135,9 +135,9 @@ def write_samples(
     with (partial / "samples.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for number, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+        for number, (row, image) in enumerate(zip(rows, images, strict=True)):
             file = f"images/{number:03d}-s{row['seed']}.png"
-            picture.save(partial / file)
+            image.save(partial / file)
             writer.writerow({"file": file, **row})
     (partial / "adapters.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     partial.chmod(0o755)

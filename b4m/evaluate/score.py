@@ -15,7 +15,7 @@ from PIL import Image
 
 from b4m import __version__
 from b4m.config import DEFAULT_EVALUATOR
-from b4m.data.images import load_picture
+from b4m.data.images import load_image
 from b4m.errors import B4MError
 from b4m.evaluate import scores
 from b4m.evaluate.encoders import (
@@ -121,9 +121,9 @@ def _encode(
     found: list[dict[Path, Features]] = [{} for _ in encoders]
     for start in range(0, len(paths), _DECODED_TOGETHER):
         part = paths[start : start + _DECODED_TOGETHER]
-        pictures = [load_picture(path) for path in part]
+        images = [load_image(path) for path in part]
         for encoder, features in zip(encoders, found, strict=True):
-            features.update(zip(part, encoder.encode_pictures(pictures), strict=True))
+            features.update(zip(part, encoder.encode_images(images), strict=True))
     return found
 
 
@@ -206,10 +206,10 @@ def _pixels(subjects: Sequence[Subject], prepared: Prepared) -> list[Score]:
         truth = prepared.truths.get(subject.pair)
         if truth is None or truth.alignment == "meaning":
             continue
-        picture, right = load_picture(subject.path), load_picture(truth.path)
-        if right.size != picture.size:
-            right = right.resize(picture.size, Image.Resampling.LANCZOS)
-        value = scores.psnr(np.asarray(picture), np.asarray(right))
+        image, right = load_image(subject.path), load_image(truth.path)
+        if right.size != image.size:
+            right = right.resize(image.size, Image.Resampling.LANCZOS)
+        value = scores.psnr(np.asarray(image), np.asarray(right))
         rows.append(Score(subject, "psnr_truth", value, PIXELS))
     return rows
 

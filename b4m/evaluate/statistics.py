@@ -38,7 +38,7 @@ class Observation:
     """One value: of which pair, and of which picture in it."""
 
     pair: Hashable
-    picture: Hashable
+    image: Hashable
     value: float
 
 
@@ -110,6 +110,6 @@ def paired_difference(
 def _by_picture(observations: Iterable[Observation]) -> Mapping[tuple[Hashable, Hashable], float]:
     found: dict[tuple[Hashable, Hashable], float] = {}
     for one in observations:
-        assert (one.pair, one.picture) not in found, "a picture measured twice"
-        found[one.pair, one.picture] = one.value
+        assert (one.pair, one.image) not in found, "a picture measured twice"
+        found[one.pair, one.image] = one.value
     return found

@@ -13,6 +13,9 @@ from b4m.errors import B4MError
 __all__ = ["MERGES", "SAMPLERS", "TRAINERS"]
 
 
+_MODULES = {"b4m": "break_for_make"}
+
+
 class _Registry(Mapping[str, Callable[..., Any]]):
     """Functions by method name; looking one up imports its module."""
 
@@ -26,7 +29,7 @@ class _Registry(Mapping[str, Callable[..., Any]]):
             known = ", ".join(self._names)
             raise B4MError(f"unknown method {name!r} to {self._verb} with; known: {known}")
         function: Callable[..., Any] = getattr(
-            import_module(f"b4m.methods.{name}"), self._attribute
+            import_module(f"b4m.methods.{_MODULES.get(name, name)}"), self._attribute
         )
         return function
 

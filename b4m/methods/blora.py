@@ -11,15 +11,15 @@ square; here a weight scales dW once.
 
 from pathlib import Path
 
-from b4m.adapters.blocks import BLORA, select
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
+from b4m.bases.sdxl.blocks import BLORA, select
+from b4m.bases.sdxl.load import Base
 from b4m.config import TrainSettings
 from b4m.data.manifest import training_rows
 from b4m.errors import B4MError
-from b4m.methods.context import MergeContext, require_same_base
-from b4m.sdxl.load import Base
-from b4m.train.combine import describe, truncated
+from b4m.merging.context import MergeContext, require_same_base
+from b4m.merging.layerwise import describe, truncated
 from b4m.train.loop import Tracker
 from b4m.train.plain import train_pairs
 from b4m.train.run import Run

@@ -18,11 +18,11 @@ refuses; it also goes wrong on sources with rsLoRA (#3761) or a rank_pattern (#3
 import torch
 from torch import Tensor
 
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.errors import B4MError
-from b4m.methods.context import MergeContext, require_same_base
-from b4m.train.combine import combine, padded
+from b4m.merging.context import MergeContext, require_same_base
+from b4m.merging.layerwise import combine, padded
 
 
 def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:

@@ -7,10 +7,10 @@ factors instead, (U_c + U_s)(D_c + D_s), which brings in the cross terms U_c D_s
 (huggingface/peft#3004): it is no sum of adapters. `dare` with density 1 is that rule.
 """
 
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
-from b4m.methods.context import MergeContext, require_same_base
-from b4m.train.combine import combine
+from b4m.merging.context import MergeContext, require_same_base
+from b4m.merging.layerwise import combine
 
 
 def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:

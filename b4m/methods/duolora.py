@@ -29,20 +29,27 @@ Cycle terms compare noise, whatever the base predicts. Distances are Euclidean n
 on whose objective the method builds; the released code takes mean squares, which are so much
 smaller that the prior's gradient exceeds all others (about a hundredfold, by an estimate for SDXL)
 and the masks merely shrink. Paper weights: cycle 0.01, prior 0.1, Adam, lr 0.01, 100 steps; the
-released script exchanges the weights and stops after one step per epoch, see `b4m.train.merging`.
+released script exchanges the weights and stops after one step per epoch, see `mask_learning`.
 Layers of the text encoders are added up.
 """
 
 import torch
 from torch import Tensor
 
-from b4m.adapters.blocks import role_of
-from b4m.adapters.files import Adapter
-from b4m.methods.context import MergeContext, require_same_base
-from b4m.sdxl import Base, alphas_cumprod, to_epsilon
-from b4m.train.bank import Bank, Side, draw_bank, read_pictures
-from b4m.train.combine import paired
-from b4m.train.merging import Losses, Merge, finish, learn, start_by_least_squares, weighted
+from b4m.adapters.adapter import Adapter
+from b4m.bases.sdxl import Base, alphas_cumprod, to_epsilon
+from b4m.bases.sdxl.blocks import role_of
+from b4m.merging.context import MergeContext, require_same_base
+from b4m.merging.layerwise import paired
+from b4m.merging.mask_learning import (
+    Losses,
+    MaskedMerge,
+    finish,
+    learn,
+    start_by_least_squares,
+    weighted,
+)
+from b4m.merging.teacher_bank import Bank, BankHalf, build_bank, read_concept_images
 
 HINGE = 2.0
 MINOR_SHARE = 0.5
@@ -58,13 +65,13 @@ def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
     base = context.load()
     require_same_base(content, style, base)
     content, style = weighted(content, style, settings)
-    pictures = read_pictures(base, context.data_dir, content, style, context.workdir)
-    bank = draw_bank(base, *pictures, settings.bank, settings.seed)
+    images = read_concept_images(base, context.data_dir, content, style, context.workdir)
+    bank = build_bank(base, *images, settings.bank, settings.seed)
     pairs = {
         name: (first.svd_basis(), second.svd_basis())
         for name, (first, second) in paired(content.layers, style.layers).items()
     }
-    state = Merge(base, pairs, "rank")
+    state = MaskedMerge(base, pairs, "rank")
     try:
         if settings.init in ("auto", "prior"):
             start_by_prior(state)
@@ -87,7 +94,7 @@ def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
 
 
 @torch.no_grad()
-def start_by_prior(merge: Merge) -> None:
+def start_by_prior(merge: MaskedMerge) -> None:
     """Give each layer's own role all of its ranks and the other one the leading half."""
     for name, masked in merge.masks.items():
         content_leads = role_of(name) == "content"
@@ -99,7 +106,7 @@ def start_by_prior(merge: Merge) -> None:
             other[int(len(other) * MINOR_SHARE) :] = 0.0
 
 
-def layer_prior(merge: Merge, hinge: float = HINGE) -> Tensor:
+def layer_prior(merge: MaskedMerge, hinge: float = HINGE) -> Tensor:
     """The prior, a scalar >= 0; see the module's equation."""
     content_L, style_L = merge.l1_norms()
     device = content_L.device
@@ -134,20 +141,24 @@ class DuoLoss:
         prior: weight of the layer prior.
     """
 
-    def __init__(self, merge: Merge, bank: Bank, cycle: float, prior: float) -> None:
+    def __init__(self, merge: MaskedMerge, bank: Bank, cycle: float, prior: float) -> None:
         self.merge, self.bank = merge, bank
         self.cycle, self.prior = cycle, prior
-        self.cc = merge.teach("content", bank.content.noisy_KCHW, bank.t_K, bank.content.prompts)
-        self.ss = merge.teach("style", bank.style.noisy_KCHW, bank.t_K, bank.style.prompts)
+        self.cc = merge.teacher_prediction(
+            "content", bank.content.noisy_KCHW, bank.t_K, bank.content.prompts
+        )
+        self.ss = merge.teacher_prediction(
+            "style", bank.style.noisy_KCHW, bank.t_K, bank.style.prompts
+        )
         self.csc = self._around(bank.content, away="style", back="content")
         self.scs = self._around(bank.style, away="content", back="style")
 
-    def _around(self, side: Side, away: str, back: str) -> Tensor:
+    def _around(self, side: BankHalf, away: str, back: str) -> Tensor:
         """The noise predicted after the other adapter has drawn and the own one draws again."""
         base, bank = self.merge.base, self.bank
-        gone = self.merge.teach(away, side.noisy_KCHW, bank.t_K, side.crossed)
+        gone = self.merge.teacher_prediction(away, side.noisy_KCHW, bank.t_K, side.joint_prompt)
         again = renoised(base, gone, side.noisy_KCHW, bank.noise_KCHW, bank.t_K)
-        output = self.merge.teach(back, again, bank.t_K, side.prompts)
+        output = self.merge.teacher_prediction(back, again, bank.t_K, side.prompts)
         return to_epsilon(base, output, again, bank.t_K)
 
     def __call__(self, for_content: Tensor, for_style: Tensor, rows: list[int]) -> Losses:

@@ -7,11 +7,11 @@ often, however many pictures each has.
 from itertools import cycle, islice
 from pathlib import Path
 
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
+from b4m.bases.sdxl.load import Base
 from b4m.config import TrainSettings
 from b4m.data.manifest import training_rows
 from b4m.errors import B4MError
-from b4m.sdxl.load import Base
 from b4m.train.loop import Tracker
 from b4m.train.plain import train_pairs
 from b4m.train.run import Run

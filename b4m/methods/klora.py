@@ -21,27 +21,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from b4m.adapters.attach import AdaptedUNet
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
+from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.lowrank import LowRank
+from b4m.bases.sdxl.load import Base
+from b4m.bases.sdxl.sample import StepHook
 from b4m.config import SampleSettings
-from b4m.methods.context import require_same_base
-from b4m.sdxl.load import Base
-from b4m.sdxl.sample import StepHook
-from b4m.train.combine import paired
+from b4m.merging.context import require_same_base
+from b4m.merging.layerwise import paired
 
 _BLOCK = 1 << 20  # entries of dW that exist at one time
 
 
 @dataclass(frozen=True)
-class Weight:
+class EntrySums:
     """Size of one dW: the sum of its K largest |entries|, and of all."""
 
     top: float
     total: float
 
 
-class Choice(nn.Module):
+class SelectedDelta(nn.Module):
     """A delta that is content's pair or style's, as `chosen` says.
 
     Args:
@@ -79,14 +79,14 @@ def sampler(
     pairs = paired(content.layers, style.layers)
     weights = {name: weigh(*both) for name, both in pairs.items()}
     gamma = balance(list(weights.values()))
-    choices: dict[str, Choice] = {}
+    choices: dict[str, SelectedDelta] = {}
     for name, both in pairs.items():
         first, second = (
             pair.scale(settings.scale).to(dtype=base.dtype, device=base.device) for pair in both
         )
-        choices[name] = Choice(first, second)
+        choices[name] = SelectedDelta(first, second)
 
-    def choose(index: int, timestep: float, adapted: AdaptedUNet) -> None:
+    def choose(index: int, timestep: float, adapted: AdaptedModel) -> None:
         time = settings.klora_alpha * index / settings.steps + settings.klora_beta
         for name, choice in choices.items():
             choice.chosen = prefer(*weights[name], gamma, time)
@@ -94,26 +94,26 @@ def sampler(
     return dict(choices), choose
 
 
-def prefer(content: Weight, style: Weight, gamma: float, time: float) -> str:
+def prefer(content: EntrySums, style: EntrySums, gamma: float, time: float) -> str:
     """Which adapter a layer takes when style's factor has grown to `time`."""
     return "content" if content.top > style.top * gamma * time else "style"
 
 
-def balance(weights: list[tuple[Weight, Weight]]) -> float:
+def balance(weights: list[tuple[EntrySums, EntrySums]]) -> float:
     """The ratio gamma of all |entries| of content to all of style; 1 if either has none."""
     of_content = sum(content.total for content, _ in weights)
     of_style = sum(style.total for _, style in weights)
     return of_content / of_style if of_content > 0 and of_style > 0 else 1.0
 
 
-def weigh(content: LowRank, style: LowRank) -> tuple[Weight, Weight]:
+def weigh(content: LowRank, style: LowRank) -> tuple[EntrySums, EntrySums]:
     """Sizes of content's and style's dW, with K = r_c r_s."""
     k = max(1, content.rank * style.rank)
     return weight_of(content, k), weight_of(style, k)
 
 
 @torch.no_grad()
-def weight_of(pair: LowRank, k: int) -> Weight:
+def weight_of(pair: LowRank, k: int) -> EntrySums:
     """Sum of the k largest |entries| and of all |entries| of dW, block by block; exact."""
     rows = max(1, _BLOCK // pair.in_features)
     top = pair.up.new_zeros(0, dtype=torch.float32)
@@ -123,4 +123,4 @@ def weight_of(pair: LowRank, k: int) -> Weight:
         total += float(block_OI.sum(dtype=torch.float64))
         both = torch.cat([top, block_OI.flatten()])
         top = both.topk(min(k, both.numel())).values
-    return Weight(math.fsum(top.tolist()), total)
+    return EntrySums(math.fsum(top.tolist()), total)

@@ -6,10 +6,10 @@ that they merge: text encoders frozen, one trigger word in every caption.
 
 from pathlib import Path
 
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
+from b4m.bases.sdxl.load import Base
 from b4m.config import TrainSettings
 from b4m.data.manifest import training_rows
-from b4m.sdxl.load import Base
 from b4m.train.loop import Tracker
 from b4m.train.plain import train_pairs
 from b4m.train.run import Run

@@ -11,11 +11,11 @@ the same wherever up has full column rank. Weights scale the adapters and do not
 paper names mu = 0.5; no released code was found.
 """
 
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.errors import B4MError
-from b4m.methods.context import MergeContext, require_same_base
-from b4m.train.combine import combine
+from b4m.merging.context import MergeContext, require_same_base
+from b4m.merging.layerwise import combine
 
 
 def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:

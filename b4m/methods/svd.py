@@ -8,10 +8,10 @@ rank is the setting `rank` or, as in PEFT, the larger of the two adapters' ranks
 layer. The share of the energy ||dW||_F^2 that is lost is written into the file.
 """
 
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
-from b4m.methods.context import MergeContext, require_same_base
-from b4m.train.combine import combine
+from b4m.merging.context import MergeContext, require_same_base
+from b4m.merging.layerwise import combine
 
 
 def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:

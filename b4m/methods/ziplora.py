@@ -15,24 +15,24 @@ entries outweighs both norms by orders of magnitude and only shrinks all masks t
 implementation (ziplora-pytorch) takes mean squares for the norms; the overlap's gradient then
 exceeds theirs, about a thousandfold by an estimate for SDXL. Its lr of 5e-5 moves a mask by at most
 0.005 in 100 steps; the paper's text states none, and 0.01 is what LoRA.rar and DuoLoRA use. About
-stopping see `b4m.train.merging`. Layers of the text encoders, which no mask acts on, are added up.
+stopping see `mask_learning`. Layers of the text encoders, which no mask acts on, are added up.
 """
 
 from torch import Tensor
 
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
 from b4m.errors import B4MError
-from b4m.methods.context import MergeContext, require_same_base
-from b4m.train.bank import Bank, draw_bank, read_pictures
-from b4m.train.combine import paired
-from b4m.train.merging import (
+from b4m.merging.context import MergeContext, require_same_base
+from b4m.merging.layerwise import paired
+from b4m.merging.mask_learning import (
     Losses,
-    Merge,
+    MaskedMerge,
     finish,
     learn,
     start_by_least_squares,
     weighted,
 )
+from b4m.merging.teacher_bank import Bank, build_bank, read_concept_images
 
 
 def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
@@ -47,9 +47,9 @@ def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
     base = context.load()
     require_same_base(content, style, base)
     content, style = weighted(content, style, settings)
-    pictures = read_pictures(base, context.data_dir, content, style, context.workdir)
-    bank = draw_bank(base, *pictures, settings.bank, settings.seed)
-    state = Merge(base, paired(content.layers, style.layers), settings.axis)
+    images = read_concept_images(base, context.data_dir, content, style, context.workdir)
+    bank = build_bank(base, *images, settings.bank, settings.seed)
+    state = MaskedMerge(base, paired(content.layers, style.layers), settings.axis)
     try:
         if settings.init == "lstsq":
             start_by_least_squares(state, bank)
@@ -78,12 +78,14 @@ class ZipLoss:
         similarity: lambda.
     """
 
-    def __init__(self, merge: Merge, bank: Bank, similarity: float) -> None:
+    def __init__(self, merge: MaskedMerge, bank: Bank, similarity: float) -> None:
         content, style = bank.content, bank.style
         self.merge = merge
         self.similarity = similarity
-        self.of_content = merge.teach("content", content.noisy_KCHW, bank.t_K, content.prompts)
-        self.of_style = merge.teach("style", style.noisy_KCHW, bank.t_K, style.prompts)
+        self.of_content = merge.teacher_prediction(
+            "content", content.noisy_KCHW, bank.t_K, content.prompts
+        )
+        self.of_style = merge.teacher_prediction("style", style.noisy_KCHW, bank.t_K, style.prompts)
 
     def __call__(self, for_content: Tensor, for_style: Tensor, rows: list[int]) -> Losses:
         content_B = (for_content - self.of_content[rows]).flatten(1).norm(dim=1)

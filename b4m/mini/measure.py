@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from b4m.bases.sdxl.load import Base, load_base
+from b4m.bases.sdxl.sample import sample
 from b4m.evaluate.encoders import ClipEncoder, open_encoder
 from b4m.mini import captions, clip, vae
 from b4m.mini.grid import Cell
 from b4m.mini.recipe import Recipe
 from b4m.mini.styles import DRAWN, STYLES
 from b4m.mini.tiles import Tiles, core, named
-from b4m.sdxl.load import Base, load_base
-from b4m.sdxl.sample import sample
 
 GUIDANCES = (2.0, 3.5, 5.0)
 SHEET_CONTENTS = (
@@ -125,7 +125,7 @@ def _evaluator(judge: Judge, tiles: Tiles, recipe: Recipe) -> dict[str, Any]:
         i for i, cell in enumerate(tiles.cells) if cell.content.held_out and cell.style.id in unseen
     ]
     held = list(dict.fromkeys(tiles.cells[i].content.id for i in cells))
-    features = judge.encoder.encode_pictures(_pictures(tiles, cells))
+    features = judge.encoder.encode_images(_pictures(tiles, cells))
     truth = np.array([held.index(tiles.cells[i].content.id) for i in cells])
     named = judge.content_scores(features)[:, [judge.contents.index(name) for name in held]]
     styles = np.array([judge.styles.index(tiles.cells[i].style.id) for i in cells])
@@ -139,7 +139,7 @@ def _evaluator(judge: Judge, tiles: Tiles, recipe: Recipe) -> dict[str, Any]:
             if first != second:
                 likeness = features[order[first]] @ features[order[second]].T
                 hits.append(float((likeness.argmax(1) == np.arange(len(held))).mean()))
-    independent = open_encoder("efficientnet-lite0").encode_pictures(_pictures(tiles, cells))
+    independent = open_encoder("efficientnet-lite0").encode_images(_pictures(tiles, cells))
     pairs = np.triu_indices(len(cells), 1)
     moved, of_moved = _moved(judge, tiles, recipe)
     correlation = np.corrcoef((features @ features.T)[pairs], (independent @ independent.T)[pairs])
@@ -173,7 +173,7 @@ def _likeness(judge: Judge, tiles: Tiles, features: np.ndarray, count: int = 8) 
             if cell.style.id == style and not cell.content.held_out
         ]
         chosen = random.Random(3).sample(shown, min(count, len(shown)))
-        found.append(features @ judge.encoder.encode_pictures(_pictures(tiles, chosen)).mean(0))
+        found.append(features @ judge.encoder.encode_images(_pictures(tiles, chosen)).mean(0))
     return np.stack(found, 1)
 
 
@@ -195,7 +195,7 @@ def drawn_styles(judge: Judge, tiles: Tiles, unseen: Sequence[str]) -> dict[str,
     known = torch.tensor([not cell.content.held_out for cell in cells])
     asked = torch.tensor([c.content.held_out and c.style.id in unseen for c in cells])
     features = torch.from_numpy(
-        open_encoder("efficientnet-lite0").encode_pictures(_pictures(tiles, drawn))
+        open_encoder("efficientnet-lite0").encode_images(_pictures(tiles, drawn))
     )
     features = (features - features[known].mean(0)) / features[known].std(0).clamp_min(1e-6)
     layer = torch.nn.Linear(features.shape[1], len(names))
@@ -210,7 +210,7 @@ def drawn_styles(judge: Judge, tiles: Tiles, unseen: Sequence[str]) -> dict[str,
 
     optimizer.step(loss)
     of_asked = [drawn[int(i)] for i in asked.nonzero()]
-    own = judge.style_scores(judge.encoder.encode_pictures(_pictures(tiles, of_asked)))
+    own = judge.style_scores(judge.encoder.encode_images(_pictures(tiles, of_asked)))
     own = own[:, [judge.styles.index(name) for name in names]]
     with torch.no_grad():
         guessed = layer(features[asked]).argmax(1)
@@ -227,7 +227,7 @@ def _moved(judge: Judge, tiles: Tiles, recipe: Recipe) -> tuple[np.ndarray, np.n
     seed = torch.Generator().manual_seed(987_654_321)
     moved = clip.augment(tiles.tensor(cells, torch.device("cpu"), pixels), seed, pixels)
     bytes_ = ((moved + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    features = judge.encoder.encode_pictures([Image.fromarray(one) for one in bytes_])
+    features = judge.encoder.encode_images([Image.fromarray(one) for one in bytes_])
     return features, np.array([judge.styles.index(tiles.cells[i].style.id) for i in cells])
 
 
@@ -277,7 +277,7 @@ class Nearest:
 
     def right(self, cells: Sequence[Cell], pictures: Sequence[Image.Image]) -> float:
         """Share of pictures whose nearest real one of their style shows their content."""
-        own = self._encoder.encode_pictures(pictures)
+        own = self._encoder.encode_images(pictures)
         found = []
         for cell, feature in zip(cells, own, strict=True):
             positions, real = self._of(cell.style.id)
@@ -292,7 +292,7 @@ class Nearest:
                 for i, cell in enumerate(self._tiles.cells)
                 if cell.style.id == style and cell.content.id in self._contents
             ]
-            real = self._encoder.encode_pictures(_pictures(self._tiles, positions))
+            real = self._encoder.encode_images(_pictures(self._tiles, positions))
             self._real[style] = positions, real
         return self._real[style]
 
@@ -300,7 +300,7 @@ class Nearest:
 def _judged(
     judge: Judge, cells: Sequence[Cell], drawn: Sequence[Image.Image], nearest: Nearest
 ) -> dict[str, float]:
-    features = judge.encoder.encode_pictures(drawn)
+    features = judge.encoder.encode_images(drawn)
     contents = np.array([judge.contents.index(cell.content.id) for cell in cells])
     styles = np.array([judge.styles.index(cell.style.id) for cell in cells])
     return {

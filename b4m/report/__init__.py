@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from b4m.report.images import contact_sheet
 from b4m.report.page import render
-from b4m.report.pictures import contact_sheet
 from b4m.report.read import read_world
 
 __all__ = ["write_report"]

@@ -10,7 +10,7 @@ from string import Template
 from b4m.evaluate.samples import Sample
 from b4m.evaluate.tables import COPIES, PIXELS
 from b4m.report.chart import Dot, scatter
-from b4m.report.pictures import data_uris
+from b4m.report.images import data_uris
 from b4m.report.provenance import facts
 from b4m.report.read import IDENTITY, Line, World, name_of
 from b4m.report.words import lead, limits, terms, words_of
@@ -104,7 +104,7 @@ def _sum(canvas: Canvas) -> str:
     tiles = "".join(canvas.image(path, "style picture") for path in style.trained[:6])
     few = " few" if len(style.trained) <= 4 else ""
     parts = [
-        f'<figure class="one">{canvas.image(content.trained[0], "content picture")}'
+        f'<figure class="one">{canvas.image(content.trained[0], "content image")}'
         "<figcaption><b>Content</b><br>"
         f"{escape(words_of(world, 'content', pair[0]))}</figcaption></figure>",
         '<span class="sign">+</span>',

@@ -1,7 +1,7 @@
 """Checkpoints: everything that decides the rest of a run, in one file that is whole or absent.
 
 That is the learnable parameters, the optimizers' states, the loss scale of float16 and the number
-of finished steps. Order and noise derive from the seed and the step (`b4m.train.order`), the
+of finished steps. Order and noise derive from the seed and the step (`b4m.train.randomness`), the
 learning rate from the step, so neither generators nor schedulers need storing.
 """
 

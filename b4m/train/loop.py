@@ -26,7 +26,7 @@ from b4m.train.checkpoint import (
     remove_checkpoint,
     write_checkpoint,
 )
-from b4m.train.order import Order, derive_seed
+from b4m.train.randomness import ShuffledIndices, derive_seed
 
 _LOG_EVERY = 10
 
@@ -37,7 +37,7 @@ class Tracker(Protocol):
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers after `step` optimizer steps."""
 
-    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+    def image(self, name: str, image: Image.Image, step: int) -> None:
         """Record a picture after `step` optimizer steps."""
 
 
@@ -47,12 +47,12 @@ class NullTracker:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Do nothing."""
 
-    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+    def image(self, name: str, image: Image.Image, step: int) -> None:
         """Do nothing."""
 
 
 @dataclass(frozen=True)
-class Learner:
+class ParameterGroup:
     """Parameters by name, and the optimizer that moves them; clipped on their own."""
 
     parameters: Mapping[str, nn.Parameter]
@@ -60,7 +60,7 @@ class Learner:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoopConfig:
     """How long and in what portions: see `b4m.config.TrainSettings` for the meanings."""
 
     steps: int
@@ -97,9 +97,9 @@ Preview = Callable[[int], Mapping[str, Image.Image]]
 def fit(
     step: Step,
     model: nn.Module,
-    learners: Sequence[Learner],
+    groups: Sequence[ParameterGroup],
     examples: int,
-    plan: Plan,
+    plan: LoopConfig,
     *,
     workdir: Path,
     fingerprint: str,
@@ -113,7 +113,7 @@ def fit(
         step: called with the model (as accelerate wraps it) and a batch; returns per-example losses
             by name. The mean of "loss" is minimised, further entries are only reported.
         model: holds the parameters; usually an `AdaptedUNet`.
-        learners: what is trained; each is clipped to `plan.clip` on its own.
+        groups: what is trained; each is clipped to `plan.clip` on its own.
         examples: number of examples; a batch's rows are indices below it.
         plan: steps, portions, seed.
         workdir: where the checkpoint lies while the run is unfinished.
@@ -132,23 +132,23 @@ def fit(
     tracker = tracker if tracker is not None and main else NullTracker()
     scaler = torch.amp.GradScaler("cuda", enabled=_needs_loss_scale(model))
     path = checkpoint_path(workdir, fingerprint)
-    base_rates = [[group["lr"] for group in one.optimizer.param_groups] for one in learners]
-    done = _resume(path, fingerprint, learners, scaler)
+    base_rates = [[group["lr"] for group in one.optimizer.param_groups] for one in groups]
+    done = _resume(path, fingerprint, groups, scaler)
     report = _Report(name)
     for index in _progress(name, done, plan.steps, main):
-        _set_rates(learners, base_rates, _warmth(index, plan.warmup))
+        _set_rates(groups, base_rates, _warmup_factor(index, plan.warmup))
         portion = range(index * plan.accumulation, (index + 1) * plan.accumulation)
         batches = [_batch(accelerator, plan, examples, position) for position in portion]
         report.add(_accumulate(accelerator, model, step, scaler, batches))
-        _update(learners, scaler, plan.clip)
+        _update(groups, scaler, plan.clip)
         finished = index + 1
         if finished % _LOG_EVERY == 0 or finished == plan.steps:
             tracker.metrics(report.means(finished), finished)
         if main and _due(finished, plan.checkpoint_every, plan.steps):
-            _write(path, fingerprint, finished, learners, scaler)
+            _write(path, fingerprint, finished, groups, scaler)
         if main and preview is not None and _due(finished, plan.sample_every, plan.steps):
-            for key, picture in preview(finished).items():
-                tracker.picture(key, picture, finished)
+            for key, image in preview(finished).items():
+                tracker.image(key, image, finished)
     accelerator.wait_for_everyone()
     if main:
         remove_checkpoint(path)
@@ -172,16 +172,16 @@ def _needs_loss_scale(model: nn.Module) -> bool:
 
 
 def _resume(
-    path: Path, fingerprint: str, learners: Sequence[Learner], scaler: torch.amp.GradScaler
+    path: Path, fingerprint: str, groups: Sequence[ParameterGroup], scaler: torch.amp.GradScaler
 ) -> int:
     """Load the checkpoint of this run if there is one; return the number of finished steps."""
     content = read_checkpoint(path, fingerprint)
     if content is None:
         return 0
     with torch.no_grad():
-        for key, parameter in _named(learners).items():
+        for key, parameter in _named(groups).items():
             parameter.copy_(content["parameters"][key])
-    for one, state in zip(learners, content["optimizers"], strict=True):
+    for one, state in zip(groups, content["optimizers"], strict=True):
         one.optimizer.load_state_dict(state)
     scaler.load_state_dict(content["scaler"])
     return int(content["step"])
@@ -191,26 +191,26 @@ def _write(
     path: Path,
     fingerprint: str,
     finished: int,
-    learners: Sequence[Learner],
+    groups: Sequence[ParameterGroup],
     scaler: torch.amp.GradScaler,
 ) -> None:
-    states = [one.optimizer.state_dict() for one in learners]
-    write_checkpoint(path, fingerprint, finished, _named(learners), states, scaler.state_dict())
+    states = [one.optimizer.state_dict() for one in groups]
+    write_checkpoint(path, fingerprint, finished, _named(groups), states, scaler.state_dict())
 
 
-def _named(learners: Sequence[Learner]) -> dict[str, nn.Parameter]:
+def _named(groups: Sequence[ParameterGroup]) -> dict[str, nn.Parameter]:
     """All learnable parameters; the learner's number keeps equal names apart."""
     return {
         f"{number}.{key}": parameter
-        for number, one in enumerate(learners)
+        for number, one in enumerate(groups)
         for key, parameter in one.parameters.items()
     }
 
 
-def _batch(accelerator: Any, plan: Plan, examples: int, position: int) -> Batch:
+def _batch(accelerator: Any, plan: LoopConfig, examples: int, position: int) -> Batch:
     """This process's slice of batch `position`, with noise of its own."""
     size, rank = plan.batch_size, accelerator.process_index
-    order = Order(examples, size * accelerator.num_processes, plan.seed)
+    order = ShuffledIndices(examples, size * accelerator.num_processes, plan.seed)
     rows = order.batch(position)[rank * size : (rank + 1) * size]
     seed = derive_seed(plan.seed, "noise", position, rank)
     return Batch(rows, position, torch.Generator("cpu").manual_seed(seed))
@@ -229,26 +229,26 @@ def _accumulate(
     return found
 
 
-def _update(learners: Sequence[Learner], scaler: torch.amp.GradScaler, clip: float) -> None:
-    for one in learners:
+def _update(groups: Sequence[ParameterGroup], scaler: torch.amp.GradScaler, clip: float) -> None:
+    for one in groups:
         scaler.unscale_(one.optimizer)
         if clip > 0:
             nn.utils.clip_grad_norm_(list(one.parameters.values()), clip)
         scaler.step(one.optimizer)
     scaler.update()
-    for one in learners:
+    for one in groups:
         one.optimizer.zero_grad(set_to_none=True)
 
 
 def _set_rates(
-    learners: Sequence[Learner], base_rates: Sequence[Sequence[float]], warmth: float
+    groups: Sequence[ParameterGroup], base_rates: Sequence[Sequence[float]], factor: float
 ) -> None:
-    for one, rates in zip(learners, base_rates, strict=True):
+    for one, rates in zip(groups, base_rates, strict=True):
         for group, rate in zip(one.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * warmth
+            group["lr"] = rate * factor
 
 
-def _warmth(index: int, warmup: int) -> float:
+def _warmup_factor(index: int, warmup: int) -> float:
     return min(1.0, (index + 1) / warmup) if warmup else 1.0
 
 

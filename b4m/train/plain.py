@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from b4m.adapters.files import Adapter
-from b4m.adapters.pairs import Delta, Pair
-from b4m.data.manifest import Picture
+from b4m.adapters.adapter import Adapter
+from b4m.adapters.deltas import LoRADelta, LowRankDelta
+from b4m.data.manifest import ManifestRow
 from b4m.errors import B4MError
-from b4m.train.examples import Noise, denoising_losses, read_examples
-from b4m.train.loop import Batch, Learner, Tracker, fit
+from b4m.train.loop import Batch, ParameterGroup, Tracker, fit
 from b4m.train.run import Run, adapted, exported
+from b4m.train.training_set import Noise, denoising_losses, read_training_set
 
 
 def train_pairs(
-    run: Run, rows: Sequence[Picture], linears: Mapping[str, nn.Linear], tracker: Tracker | None
+    run: Run, rows: Sequence[ManifestRow], linears: Mapping[str, nn.Linear], tracker: Tracker | None
 ) -> Adapter:
     """Train a pair beside each linear by the denoising loss on the pictures.
 
@@ -32,9 +32,9 @@ def train_pairs(
         B4MError: for a rank below 1.
     """
     settings, base = run.settings, run.base
-    deltas = draw_pairs(run, linears)
-    examples = read_examples(run.folder, rows, base, run.cache, settings.flip)
-    learner = Learner(
+    deltas = start_pairs(run, linears)
+    examples = read_training_set(run.folder, rows, base, run.cache, settings.flip)
+    group = ParameterGroup(
         named_parameters(deltas),
         torch.optim.AdamW(
             named_parameters(deltas).values(), lr=settings.lr, weight_decay=settings.weight_decay
@@ -51,7 +51,7 @@ def train_pairs(
         fit(
             step,
             model,
-            [learner],
+            [group],
             len(examples),
             run.plan,
             workdir=run.workdir,
@@ -64,21 +64,21 @@ def train_pairs(
     return Adapter(layers, run.metadata(rows, layers))
 
 
-def draw_pairs(run: Run, linears: Mapping[str, nn.Linear]) -> dict[str, Pair]:
+def start_pairs(run: Run, linears: Mapping[str, nn.Linear]) -> dict[str, LoRADelta]:
     """A fresh pair beside each linear, scaled by alpha / rank, on the base's device."""
     settings = run.settings
     if settings.rank < 1:
         raise B4MError(f"setting rank={settings.rank} must be 1 or more")
-    gain = settings.alpha / settings.rank if settings.alpha else 1.0
+    scaling = settings.alpha / settings.rank if settings.alpha else 1.0
     return {
-        name: Pair.start(
-            linear.out_features, linear.in_features, settings.rank, run.generator(name), gain
+        name: LoRADelta.start(
+            linear.out_features, linear.in_features, settings.rank, run.generator(name), scaling
         ).to(run.base.device)
         for name, linear in linears.items()
     }
 
 
-def named_parameters(deltas: Mapping[str, Delta]) -> dict[str, nn.Parameter]:
+def named_parameters(deltas: Mapping[str, LowRankDelta]) -> dict[str, nn.Parameter]:
     """All learnable tensors of the pairs by layer and factor."""
     return {
         f"{layer}.{factor}": parameter

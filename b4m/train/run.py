@@ -17,18 +17,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 import b4m
-from b4m.adapters.attach import AdaptedUNet, attention_linears
-from b4m.adapters.blocks import select
+from b4m.adapters.attach import AdaptedModel, attention_linears
+from b4m.adapters.deltas import LowRankDelta
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
-from b4m.adapters.pairs import Delta
+from b4m.bases.sdxl.blocks import select
+from b4m.bases.sdxl.load import Base
+from b4m.bases.sdxl.sample import sample
 from b4m.config import MergeSettings, TrainSettings
 from b4m.data.cache import Cache
-from b4m.data.manifest import Picture, data_hash, read_manifest
-from b4m.sdxl.load import Base
-from b4m.sdxl.sample import sample
-from b4m.train.loop import Plan, Preview
-from b4m.train.order import derive_seed
+from b4m.data.manifest import ManifestRow, data_hash, read_manifest
+from b4m.train.loop import LoopConfig, Preview
+from b4m.train.randomness import derive_seed
 
 _PREVIEW_STEPS = 20
 
@@ -41,7 +41,7 @@ class Run:
     kind: str
     concept: str
     folder: Path
-    rows: Sequence[Picture]
+    rows: Sequence[ManifestRow]
     base: Base
     settings: TrainSettings
     workdir: Path
@@ -67,10 +67,10 @@ class Run:
         return Cache(self.workdir / "cache", self.base)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> LoopConfig:
         """The loop's plan from the settings."""
         wanted = self.settings
-        return Plan(
+        return LoopConfig(
             steps=wanted.steps,
             batch_size=wanted.batch_size,
             accumulation=wanted.accumulation,
@@ -81,7 +81,7 @@ class Run:
             seed=wanted.seed,
         )
 
-    def fingerprint(self, used: Sequence[Picture]) -> str:
+    def fingerprint(self, used: Sequence[ManifestRow]) -> str:
         """Hash of all that decides the result: settings, base, pictures and captions."""
         return fingerprint(
             self.method,
@@ -102,7 +102,7 @@ class Run:
         """Randomness of a layer's initial values; a block filter does not shift that of others."""
         return torch.Generator().manual_seed(derive_seed(self.settings.seed, "start", layer))
 
-    def metadata(self, used: Sequence[Picture], layers: Mapping[str, LowRank]) -> Metadata:
+    def metadata(self, used: Sequence[ManifestRow], layers: Mapping[str, LowRank]) -> Metadata:
         """What the adapter says about itself, as far as all methods agree."""
         trained = [row for row in used if row.role == "train"]
         names = {row.kind: row.concept for row in trained}
@@ -123,14 +123,14 @@ class Run:
             config={"settings": asdict(self.settings)},
         )
 
-    def preview(self, used: Sequence[Picture]) -> Preview:
+    def preview(self, used: Sequence[ManifestRow]) -> Preview:
         """Draw the first training caption with whatever hangs on the base's UNet at the time."""
         caption = next(row.caption for row in used if row.role == "train")
 
         def draw(_step: int) -> dict[str, Image.Image]:
-            pictures = sample(self.base, [caption], [self.settings.seed], steps=_PREVIEW_STEPS)
-            self.base.rest()
-            return {caption: pictures[0]}
+            images = sample(self.base, [caption], [self.settings.seed], steps=_PREVIEW_STEPS)
+            self.base.offload()
+            return {caption: images[0]}
 
         return draw
 
@@ -138,9 +138,9 @@ class Run:
 @contextmanager
 def adapted(
     base: Base, deltas: Mapping[str, nn.Module], gradient_checkpointing: bool = False
-) -> Iterator[AdaptedUNet]:
+) -> Iterator[AdaptedModel]:
     """The base's UNet with trainable deltas, for the block's time; afterwards it is as before."""
-    model = AdaptedUNet(base.unet, deltas).to(base.device)
+    model = AdaptedModel(base.unet, deltas).to(base.device)
     try:
         with checkpointed(base, gradient_checkpointing):
             yield model
@@ -161,7 +161,7 @@ def checkpointed(base: Base, wanted: bool) -> Iterator[None]:
             unet.disable_gradient_checkpointing()
 
 
-def exported(deltas: Mapping[str, Delta]) -> dict[str, LowRank]:
+def exported(deltas: Mapping[str, LowRankDelta]) -> dict[str, LowRank]:
     """The trained pairs in float32 on the CPU."""
     return {
         name: delta.lowrank().to(dtype=torch.float32, device="cpu")

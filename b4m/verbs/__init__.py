@@ -8,11 +8,15 @@ The command line, the Kubeflow components and library users call these same func
 heavy is imported inside them, so that `b4m --help` needs no torch.
 """
 
-from b4m.verbs.comparing import compare
-from b4m.verbs.drawing import sample
-from b4m.verbs.filing import convert, inspect
-from b4m.verbs.judging import evaluate, report
-from b4m.verbs.making import merge, prepare, train
+from b4m.verbs.compare import compare
+from b4m.verbs.convert import convert
+from b4m.verbs.evaluate import evaluate
+from b4m.verbs.inspect import inspect
+from b4m.verbs.merge import merge
+from b4m.verbs.prepare import prepare
+from b4m.verbs.report import report
+from b4m.verbs.sample import sample
+from b4m.verbs.train import train
 
 __all__ = [
     "compare",

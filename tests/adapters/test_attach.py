@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from b4m.adapters.attach import AdaptedUNet, attention_linears
+from b4m.adapters.attach import AdaptedModel, attention_linears
+from b4m.adapters.deltas import PLP, FrozenDelta, LoRADelta, fixed
 from b4m.adapters.lowrank import LowRank
-from b4m.adapters.pairs import PLP, Fixed, Pair, fixed
 from b4m.errors import B4MError
 
 
@@ -36,7 +36,7 @@ def small(dtype: torch.dtype = torch.float32) -> Small:
     return Small(dtype)
 
 
-def call(adapted: AdaptedUNet, x: Tensor) -> Tensor:
+def call(adapted: AdaptedModel, x: Tensor) -> Tensor:
     return adapted(x, 0.0, torch.empty(0), {})
 
 
@@ -58,7 +58,7 @@ def by_hand(net: Small, x: Tensor, q: LowRank | None, k: LowRank | None) -> Tens
 def test_deltas_act_like_weights_with_dw_added_and_sets_are_switched() -> None:
     net, x = small(), torch.randn(6, 5)
     q, k, other = draw(4, 5, 0), draw(3, 4, 1), draw(4, 5, 2)
-    adapted = AdaptedUNet(net, fixed({"attn1.to_q": q, "attn1.to_k": k}))
+    adapted = AdaptedModel(net, fixed({"attn1.to_q": q, "attn1.to_k": k}))
     adapted.add("style", fixed({"attn1.to_q": other}))
     torch.testing.assert_close(call(adapted, x), by_hand(net, x, q, k))
     adapted.use("style")
@@ -67,13 +67,13 @@ def test_deltas_act_like_weights_with_dw_added_and_sets_are_switched() -> None:
     assert torch.equal(call(adapted, x), net(x, 0.0, x, {})[0])
     adapted.use("merged")
     torch.testing.assert_close(call(adapted, x), by_hand(net, x, q, k))
-    assert isinstance(adapted.deltas("style")["attn1.to_q"], Fixed)
+    assert isinstance(adapted.deltas("style")["attn1.to_q"], FrozenDelta)
 
 
 def test_removed_deltas_leave_the_net_as_it_was() -> None:
     net, x = small(), torch.randn(6, 5)
     before = net(x, 0.0, x, {})[0]
-    adapted = AdaptedUNet(net, fixed({"attn1.to_q": draw(4, 5, 0)}))
+    adapted = AdaptedModel(net, fixed({"attn1.to_q": draw(4, 5, 0)}))
     assert not torch.equal(call(adapted, x), before)
     assert adapted.remove() is net
     assert torch.equal(net(x, 0.0, x, {})[0], before)
@@ -81,9 +81,9 @@ def test_removed_deltas_leave_the_net_as_it_was() -> None:
 
 def test_only_the_deltas_learn_and_they_are_seen_as_parameters() -> None:
     net = small()
-    pair = Pair.start(4, 5, 2, torch.Generator())
+    pair = LoRADelta.start(4, 5, 2, torch.Generator())
     plp = PLP.start(3, 4, 2, torch.Generator(), layer="k", basis_seed=0)
-    adapted = AdaptedUNet(net, {"attn1.to_q": pair, "attn1.to_k": plp})
+    adapted = AdaptedModel(net, {"attn1.to_q": pair, "attn1.to_k": plp})
     learning = [p for p in adapted.parameters() if p.requires_grad]
     assert {id(p) for p in learning} == {id(p) for p in (*pair.parameters(), *plp.parameters())}
     call(adapted, torch.randn(6, 5)).square().sum().backward()
@@ -94,8 +94,8 @@ def test_only_the_deltas_learn_and_they_are_seen_as_parameters() -> None:
 
 def test_gradients_are_those_of_the_dense_weights() -> None:
     net, x, start = small(), torch.randn(6, 5), draw(4, 5, 0)
-    pair = Pair(start.up, start.down)
-    call(AdaptedUNet(net, {"attn1.to_q": pair}), x).square().sum().backward()
+    pair = LoRADelta(start.up, start.down)
+    call(AdaptedModel(net, {"attn1.to_q": pair}), x).square().sum().backward()
     up, down = start.up.clone().requires_grad_(), start.down.clone().requires_grad_()
     by_hand(net, x, LowRank(up, down), None).square().sum().backward()
     torch.testing.assert_close(pair.up_learnable.grad, up.grad)
@@ -104,8 +104,8 @@ def test_gradients_are_those_of_the_dense_weights() -> None:
 
 def test_a_half_precision_base_takes_float32_deltas() -> None:
     net, x = small(torch.bfloat16), torch.randn(6, 5)
-    pair = Pair(draw(4, 5, 0).up, draw(4, 5, 0).down)
-    output = call(AdaptedUNet(net, {"attn1.to_q": pair}), x.bfloat16())
+    pair = LoRADelta(draw(4, 5, 0).up, draw(4, 5, 0).down)
+    output = call(AdaptedModel(net, {"attn1.to_q": pair}), x.bfloat16())
     output.float().sum().backward()
     assert output.dtype == torch.bfloat16
     assert pair.up_learnable.grad.dtype == torch.float32
@@ -114,8 +114,8 @@ def test_a_half_precision_base_takes_float32_deltas() -> None:
 
 
 def test_deltas_work_under_autocast() -> None:
-    pair = Pair(draw(4, 5, 0).up, draw(4, 5, 0).down)
-    adapted = AdaptedUNet(small(), {"attn1.to_q": pair})
+    pair = LoRADelta(draw(4, 5, 0).up, draw(4, 5, 0).down)
+    adapted = AdaptedModel(small(), {"attn1.to_q": pair})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = call(adapted, torch.randn(6, 5))
     output.float().sum().backward()
@@ -124,16 +124,16 @@ def test_deltas_work_under_autocast() -> None:
 
 def test_layers_of_another_base_are_refused() -> None:
     with pytest.raises(B4MError, match=r"1 of 2 layers.*attn1\.to_v.*another base"):
-        AdaptedUNet(small(), fixed({"attn1.to_q": draw(4, 5, 0), "attn1.to_v": draw(4, 5, 0)}))
+        AdaptedModel(small(), fixed({"attn1.to_q": draw(4, 5, 0), "attn1.to_v": draw(4, 5, 0)}))
     with pytest.raises(B4MError, match="4 x 5 in this base and 4 x 6 in the adapter"):
-        AdaptedUNet(small(), fixed({"attn1.to_q": draw(4, 6, 0)}))
+        AdaptedModel(small(), fixed({"attn1.to_q": draw(4, 6, 0)}))
     with pytest.raises(B4MError, match="there are: merged"):
-        AdaptedUNet(small(), {}).use("content")
+        AdaptedModel(small(), {}).use("content")
 
 
 def test_a_refused_set_leaves_no_hooks() -> None:
     net, x = small(), torch.randn(6, 5)
-    adapted = AdaptedUNet(net, {})
+    adapted = AdaptedModel(net, {})
     with pytest.raises(B4MError):
         adapted.add("style", fixed({"attn1.to_q": draw(4, 5, 0), "attn1.to_k": draw(9, 9, 0)}))
     assert not net.attn1["to_q"]._forward_hooks
@@ -159,10 +159,10 @@ def test_deltas_train_in_a_real_unet(tiny_base: Path, checkpointing: bool) -> No
         unet.enable_gradient_checkpointing()
     unet.train()
     pairs = {
-        name: Pair.start(m.out_features, m.in_features, 2, torch.Generator().manual_seed(k))
+        name: LoRADelta.start(m.out_features, m.in_features, 2, torch.Generator().manual_seed(k))
         for k, (name, m) in enumerate(attention_linears(unet).items())
     }
-    adapted = AdaptedUNet(unet, pairs)
+    adapted = AdaptedModel(unet, pairs)
     generator = torch.Generator().manual_seed(0)
     config = unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

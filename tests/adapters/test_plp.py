@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from b4m.adapters.blocks import sdxl_linear_shapes
+from b4m.adapters.deltas import PLP, FrozenDelta, LoRADelta, frozen_size, join, learnable_size
 from b4m.adapters.lowrank import LowRank
-from b4m.adapters.pairs import PLP, Fixed, Pair, frozen_size, join, learnable_size
+from b4m.bases.sdxl.blocks import sdxl_linear_shapes
 from b4m.errors import B4MError
 
 
@@ -69,7 +69,7 @@ def test_frozen_blocks_do_not_move_and_have_no_optimizer_state() -> None:
 def test_gradients_are_those_of_a_plain_pair_at_the_learnable_blocks() -> None:
     plp = start()
     nn.init.normal_(plp.up_learnable)
-    plain = Pair(plp.up, plp.down)
+    plain = LoRADelta(plp.up, plp.down)
     x = torch.randn(6, 20)
     for module in (plp, plain):
         module(x).square().sum().backward()
@@ -122,7 +122,7 @@ def test_content_and_style_runs_share_the_basis_and_nothing_else() -> None:
 
 
 def test_split_zero_starts_as_plain_lora() -> None:
-    plp, plain = start(split=0.0), Pair.start(12, 20, 4, seeded())
+    plp, plain = start(split=0.0), LoRADelta.start(12, 20, 4, seeded())
     assert torch.equal(plp.up, plain.up)
     assert torch.equal(plp.down, plain.down)
     assert plain.lowrank().norm() == 0.0
@@ -168,16 +168,16 @@ def test_splits_that_leave_nothing_to_learn_are_refused(split: float) -> None:
 
 
 def test_gain_is_alpha_over_rank_in_forward_and_in_the_exported_pair() -> None:
-    pair = Pair(torch.randn(12, 4), torch.randn(4, 20), gain=0.25)
+    pair = LoRADelta(torch.randn(12, 4), torch.randn(4, 20), scaling=0.25)
     x = torch.randn(3, 20)
     expected = 0.25 * (x @ pair.down.T @ pair.up.T)
     torch.testing.assert_close(pair(x), expected)
     torch.testing.assert_close(pair.lowrank().apply(x), expected)
-    torch.testing.assert_close(Fixed(pair.lowrank())(x), expected)
+    torch.testing.assert_close(FrozenDelta(pair.lowrank())(x), expected)
 
 
 def test_exported_pairs_do_not_follow_further_training() -> None:
-    pair = Pair(torch.randn(12, 4), torch.randn(4, 20))
+    pair = LoRADelta(torch.randn(12, 4), torch.randn(4, 20))
     before = pair.lowrank()
     kept = LowRank(before.up.clone(), before.down.clone())
     train(pair, seed=1)
@@ -187,7 +187,7 @@ def test_exported_pairs_do_not_follow_further_training() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_pairs_compute_in_the_inputs_dtype_and_learn_in_their_own(dtype: torch.dtype) -> None:
-    for module in (start(), Pair(torch.ones(12, 4), torch.ones(4, 20))):
+    for module in (start(), LoRADelta(torch.ones(12, 4), torch.ones(4, 20))):
         y = module(torch.ones(2, 20, dtype=dtype))
         y.sum().backward()
         assert y.dtype == dtype

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from b4m.adapters.deltas import PLP, LoRADelta
 from b4m.adapters.lowrank import LowRank
-from b4m.adapters.pairs import PLP, Pair
 from b4m.adapters.riemannian import RiemannianAdamW, RiemannianSGD, damped_inverses, preconditioned
 from b4m.errors import B4MError
 
@@ -19,8 +19,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def drawn() -> Pair:
-    return Pair(normal(OUT, RANK, seed=1), normal(RANK, INTO, seed=2))
+def drawn() -> LoRADelta:
+    return LoRADelta(normal(OUT, RANK, seed=1), normal(RANK, INTO, seed=2))
 
 
 def plp(seed: int = 0) -> PLP:
@@ -58,7 +58,7 @@ def test_plain_step_is_the_closed_form() -> None:
 
 
 def test_rank_one_step_is_the_gradient_over_the_other_factors_length() -> None:
-    pair = Pair(torch.tensor([[3.0], [4.0]]), torch.tensor([[2.0, 0.0]]))
+    pair = LoRADelta(torch.tensor([[3.0], [4.0]]), torch.tensor([[2.0, 0.0]]))
     pair.down_learnable.grad = torch.tensor([[5.0, 10.0]])
     pair.up_learnable.grad = torch.tensor([[8.0], [4.0]])
     RiemannianSGD([pair], lr=1.0, damping=0.0).step()
@@ -69,7 +69,7 @@ def test_rank_one_step_is_the_gradient_over_the_other_factors_length() -> None:
 def test_plain_step_does_not_depend_on_the_choice_of_factors() -> None:
     change = normal(RANK, RANK, seed=5) + 3 * torch.eye(RANK, dtype=torch.float64)
     first = drawn()
-    second = Pair(first.up @ change, torch.linalg.inv(change) @ first.down)
+    second = LoRADelta(first.up @ change, torch.linalg.inv(change) @ first.down)
     euclidean = [copy.deepcopy(first), copy.deepcopy(second)]
     optimizers = [RiemannianSGD([p], lr=0.02, damping=0.0) for p in (first, second)]
     for step in range(5):
@@ -105,7 +105,7 @@ def test_steps_equal_pefts_riemannian_optimizer(kind: str) -> None:
     config = LoraConfig(r=3, lora_alpha=3, target_modules=["first", "last"])
     model = get_peft_model(copy.deepcopy(base), config).double()
     layers = [model.base_model.model.first, model.base_model.model.last]
-    pairs = [Pair(m.lora_B["default"].weight, m.lora_A["default"].weight) for m in layers]
+    pairs = [LoRADelta(m.lora_B["default"].weight, m.lora_A["default"].weight) for m in layers]
     assert not pairs[0].up.any()  # both start at up = 0
     if kind == "adamw":
         theirs = create_riemannian_optimizer(
@@ -138,7 +138,7 @@ def test_steps_equal_pefts_riemannian_optimizer(kind: str) -> None:
 
 @pytest.mark.parametrize("damping", [0.0, 1e-2])
 def test_survives_up_of_zero(damping: float) -> None:
-    pair = Pair.start(OUT, INTO, RANK, torch.Generator().manual_seed(0)).double()
+    pair = LoRADelta.start(OUT, INTO, RANK, torch.Generator().manual_seed(0)).double()
     optimizer = RiemannianAdamW([pair], lr=1e-2, damping=damping)
     train(optimizer, [pair], range(5))
     assert all(bool(torch.isfinite(p).all()) for p in pair.parameters())
@@ -168,7 +168,7 @@ def test_preconditioner_of_a_plp_sees_the_whole_factors() -> None:
 def test_freezing_and_preconditioning_commute() -> None:
     frozen = plp()
     nn.init.normal_(frozen.up_learnable)
-    whole = Pair(frozen.up, frozen.down)
+    whole = LoRADelta(frozen.up, frozen.down)
     for pair in (frozen, whole):
         backward(pair)
         RiemannianSGD([pair], lr=0.1).step()
@@ -237,8 +237,8 @@ def test_a_factor_without_gradient_is_left_alone() -> None:
 
 
 def test_half_precision_pairs_are_preconditioned_in_float32() -> None:
-    pair = Pair(normal(OUT, RANK).bfloat16(), normal(RANK, INTO, seed=1).bfloat16())
-    exact = Pair(pair.up.detach().float(), pair.down.detach().float())
+    pair = LoRADelta(normal(OUT, RANK).bfloat16(), normal(RANK, INTO, seed=1).bfloat16())
+    exact = LoRADelta(pair.up.detach().float(), pair.down.detach().float())
     for p in (pair, exact):
         p.up_learnable.grad = torch.ones_like(p.up)
         p.down_learnable.grad = torch.ones_like(p.down)

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from b4m import verbs
-from b4m.data.images import fit_square, load_picture
+from b4m.data.images import fit_square, load_image
 from b4m.evaluate.references import read_prepared
 from b4m.evaluate.samples import read_samples
 
@@ -60,7 +60,7 @@ def main() -> None:
             STYLES,
             ["direct"],
             SEEDS,
-            style_pictures=count,
+            style_images=count,
             train_with=given.set,
         )
     (given.out / "table.md").write_text(table(folders), encoding="utf-8")
@@ -109,8 +109,8 @@ def sheet(folders: dict[int, Path]) -> Image.Image:
         (CONTENTS[(2 * n + k) % len(CONTENTS)], s) for n, s in enumerate(STYLES) for k in (0, 1)
     ]
     step, head = TILE + GAP, 40
-    picture = Image.new("RGB", (step * len(titles) + GAP, head + step * len(pairs)), "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    image = Image.new("RGB", (step * len(titles) + GAP, head + step * len(pairs)), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     for column, title in enumerate(titles):
         pen.multiline_text((GAP + column * step, 4), title, "#20211f", font)
     for row, (content, style) in enumerate(pairs):
@@ -123,9 +123,9 @@ def sheet(folders: dict[int, Path]) -> Image.Image:
         for found in drawn.values():
             paths += [found["style only", content, style, 0], found["direct", content, style, 0]]
         for column, path in enumerate(paths):
-            tile = fit_square(load_picture(path), TILE)
-            picture.paste(tile, (GAP + column * step, head + row * step))
-    return picture
+            tile = fit_square(load_image(path), TILE)
+            image.paste(tile, (GAP + column * step, head + row * step))
+    return image
 
 
 if __name__ == "__main__":

@@ -31,18 +31,19 @@ import torch
 from torch import nn
 
 import b4m
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.attach import attention_linears
-from b4m.adapters.blocks import role_of, sdxl_linear_shapes
-from b4m.adapters.files import Adapter, write_adapter
+from b4m.bases.sdxl import Base
+from b4m.bases.sdxl.blocks import role_of, sdxl_linear_shapes
 from b4m.config import MergeSettings
+from b4m.files.adapter_files import write_adapter
+from b4m.merging.context import MergeContext
+from b4m.merging.layerwise import Pairs, paired
+from b4m.merging.mask_learning import MaskedMerge, learn, start_by_least_squares
+from b4m.merging.teacher_bank import Bank
 from b4m.methods import MERGES
-from b4m.methods.context import MergeContext
 from b4m.methods.duolora import DuoLoss, start_by_prior
 from b4m.methods.ziplora import ZipLoss
-from b4m.sdxl import Base
-from b4m.train.bank import Bank
-from b4m.train.combine import Pairs, paired
-from b4m.train.merging import Merge, learn, start_by_least_squares
 from tests.benchmarks.random_world import random_adapter, random_bank, random_sdxl
 from tests.methods.naive import NaiveMerge, naive
 
@@ -65,7 +66,7 @@ def main() -> None:
         results["closed_forms"] = closed_forms(flags)
         _write(flags.out, results)
     if flags.base:
-        from b4m.sdxl import load_base
+        from b4m.bases.sdxl import load_base
 
         base = load_base(flags.base, device=flags.device)
         results[f"learned on {flags.base}"] = learned(base, 8, flags, checkpointing=False)
@@ -188,11 +189,15 @@ def measure_ours(
     """Teachers once, then steps of the engine."""
     device = base.device.type
     _reset_peak(device)
-    state = Merge(base, pairs, "rank" if method == DUO else "columns")
+    state = MaskedMerge(base, pairs, "rank" if method == DUO else "columns")
     losses: list[float] = []
     try:
-        teach = _timed(lambda: _loss(state, bank, method), device)  # the first call warms up
-        teach = min(teach, _timed(lambda: _loss(state, bank, method), device)) / len(bank)
+        teacher_prediction = _timed(
+            lambda: _loss(state, bank, method), device
+        )  # the first call warms up
+        teacher_prediction = min(
+            teacher_prediction, _timed(lambda: _loss(state, bank, method), device)
+        ) / len(bank)
         loss = _loss(state, bank, method)
         parameters = list(state.parameters().values())
         optimizer = torch.optim.Adam(parameters, lr=0.01)
@@ -209,8 +214,9 @@ def measure_ours(
         seconds = _per_step(step, flags.steps, device)
     finally:
         state.close()
-    pair = teach * DEFAULT_BANK + seconds * STEPS_PER_PAIR
-    return {"what": f"{method}, ours", "s / step": seconds, "s / entry of the bank": teach,
+    pair = teacher_prediction * DEFAULT_BANK + seconds * STEPS_PER_PAIR
+    return {"what": f"{method}, ours", "s / step": seconds,
+            "s / entry of the bank": teacher_prediction,
             "s / pair": pair, "peak GiB": _peak(device), "losses": losses}  # fmt: skip
 
 
@@ -238,7 +244,7 @@ def least_squares(
     device = base.device.type
     rows = []
     for start in ("as the method starts", "least squares", f"{steps} gradient steps"):
-        state = Merge(base, pairs, "rank" if method == DUO else "columns")
+        state = MaskedMerge(base, pairs, "rank" if method == DUO else "columns")
         try:
             loss = _loss(state, bank, method)
             seconds = 0.0
@@ -260,7 +266,7 @@ def least_squares(
     return rows
 
 
-def _loss(state: Merge, bank: Bank, method: str) -> ZipLoss | DuoLoss:
+def _loss(state: MaskedMerge, bank: Bank, method: str) -> ZipLoss | DuoLoss:
     if method == DUO:
         return DuoLoss(state, bank, cycle=0.01, prior=0.1)
     return ZipLoss(state, bank, similarity=0.01)
@@ -276,7 +282,7 @@ def _naive_losses(state: NaiveMerge, bank: Bank, method: str) -> Iterator[torch.
 
 
 @torch.no_grad()
-def _mean_losses(state: Merge, bank: Bank, loss: ZipLoss | DuoLoss) -> dict[str, float]:
+def _mean_losses(state: MaskedMerge, bank: Bank, loss: ZipLoss | DuoLoss) -> dict[str, float]:
     sums: Counter[str] = Counter()
     for row in range(len(bank)):
         losses = loss(*state.predictions(state.adapted, bank, [row]), [row])

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
-from b4m.sdxl import Base, Conditioning
-from b4m.train.bank import Bank, Pictures, draw_bank
+from b4m.bases.sdxl import Base, Conditioning
+from b4m.merging.teacher_bank import Bank, ConceptImages, build_bank
 
 SDXL_UNET: dict[str, Any] = {
     "sample_size": 128,
@@ -56,7 +56,7 @@ def random_bank(base: Base, entries: int) -> Bank:
     config: Any = base.unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 
-    def pictures(seed: int) -> Pictures:
+    def images(seed: int) -> ConceptImages:
         generator = torch.Generator().manual_seed(seed)
         size = (2, base.latent_channels, base.latent_side, base.latent_side)
         mean, hidden = torch.randn(size, generator=generator), (2, 77, config.cross_attention_dim)
@@ -64,9 +64,9 @@ def random_bank(base: Base, entries: int) -> Bank:
             Conditioning(torch.randn(hidden, generator=generator),
                          torch.randn(2, pooled, generator=generator)) for _ in range(2)
         ]  # fmt: skip
-        return Pictures(mean, torch.full(size, 0.05), *texts)
+        return ConceptImages(mean, torch.full(size, 0.05), *texts)
 
-    return draw_bank(base, pictures(3), pictures(4), entries, seed=0)
+    return build_bank(base, images(3), images(4), entries, seed=0)
 
 
 def random_sdxl(device: torch.device, size: str) -> Base:

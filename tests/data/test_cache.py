@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from b4m.data.cache import Cache
-from b4m.sdxl import encode_pictures, encode_prompts, load_base
+from b4m.bases.sdxl import encode_images, encode_prompts, load_base
 from tests.data.worlds import drawing
 
 
 def test_cached_values_are_the_encoders_own(tiny_base: Path, tmp_path: Path) -> None:
     base = load_base(str(tiny_base))
-    pictures = [drawing("ball", "flat", number) for number in range(3)]
+    images = [drawing("ball", "flat", number) for number in range(3)]
     for _ in range(2):
-        mean_NCHW, std_NCHW = Cache(tmp_path, base).latents(pictures)
+        mean_NCHW, std_NCHW = Cache(tmp_path, base).latents(images)
         text = Cache(tmp_path, base).texts(["a snq cat", "a red car"])
-    for index, picture in enumerate(pictures):
-        mean_1CHW, std_1CHW = encode_pictures(base, [picture])
+    for index, image in enumerate(images):
+        mean_1CHW, std_1CHW = encode_images(base, [image])
         assert torch.equal(mean_NCHW[index], mean_1CHW[0])
         assert torch.equal(std_NCHW[index], std_1CHW[0])
     single = encode_prompts(base, ["a red car"])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from b4m.data.captions import check_trigger, merged_caption, style_caption, with_article
-from b4m.data.images import fit_square, load_picture
+from b4m.data.images import fit_square, load_image
 from b4m.errors import B4MError
 
 
@@ -18,39 +18,39 @@ def test_truncated_pictures_are_refused(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(B4MError, match="damaged|no picture"):
-        load_picture(path)
+        load_image(path)
 
 
 def test_text_and_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(B4MError, match="no picture that can be read"):
-        load_picture(tmp_path / "a.png")
+        load_image(tmp_path / "a.png")
     with pytest.raises(B4MError, match="does not exist"):
-        load_picture(tmp_path / "b.png")
+        load_image(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_becomes_white(tmp_path: Path, mode: str) -> None:
-    picture = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
+    image = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
     if mode == "P":
-        picture.quantize(4).save(tmp_path / "a.png", transparency=0)
+        image.quantize(4).save(tmp_path / "a.png", transparency=0)
     else:
-        picture.convert(mode).save(tmp_path / "a.png")
-    assert set(load_picture(tmp_path / "a.png").get_flattened_data()) == {(255, 255, 255)}
+        image.convert(mode).save(tmp_path / "a.png")
+    assert set(load_image(tmp_path / "a.png").get_flattened_data()) == {(255, 255, 255)}
 
 
 def test_camera_orientation_is_applied(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 4), "white")
+    image = Image.new("RGB", (8, 4), "white")
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
-    picture.save(tmp_path / "a.jpg", exif=exif)
-    assert load_picture(tmp_path / "a.jpg").size == (4, 8)
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").size == (4, 8)
 
 
 def test_square_keeps_the_middle() -> None:
-    picture = Image.new("RGB", (12, 4), "black")
-    picture.paste("white", (4, 0, 8, 4))
-    assert set(fit_square(picture, 4).get_flattened_data()) == {(255, 255, 255)}
+    image = Image.new("RGB", (12, 4), "black")
+    image.paste("white", (4, 0, 8, 4))
+    assert set(fit_square(image, 4).get_flattened_data()) == {(255, 255, 255)}
 
 
 def test_triggers_count_only_as_whole_words() -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from b4m.data.manifest import Picture, data_hash, read_manifest, training_rows, write_manifest
+from b4m.data.manifest import ManifestRow, data_hash, read_manifest, training_rows, write_manifest
 from b4m.errors import B4MError
 
-ROW = Picture(
+ROW = ManifestRow(
     file="a.png",
     kind="content",
     concept="teapot",

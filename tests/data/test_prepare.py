@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from b4m.data.manifest import Picture, partner_rows, read_manifest, training_rows
+from b4m.data.manifest import ManifestRow, partner_rows, read_manifest, training_rows
 from b4m.data.prepare import prepare
 from b4m.errors import B4MError
 from tests.data.worlds import write_grid, write_user_folder
@@ -16,14 +16,14 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_grid(tmp_path_factory.mktemp("grid"))
 
 
-def rows_of(folder: Path, kind: str, role: str) -> list[Picture]:
+def rows_of(folder: Path, kind: str, role: str) -> list[ManifestRow]:
     return [row for row in read_manifest(folder) if (row.kind, row.role) == (kind, role)]
 
 
 def test_grid_trains_content_on_one_drawing_and_style_on_known_contents(
     grid: Path, tmp_path: Path
 ) -> None:
-    out = prepare(grid, tmp_path / "data", "thing-00", "ink", style_pictures=4)
+    out = prepare(grid, tmp_path / "data", "thing-00", "ink", style_images=4)
     (content,) = training_rows(read_manifest(out), "content", "thing-00")
     assert content.caption == "a snq object in bold flat style", "the known look is named"
     style = training_rows(read_manifest(out), "style", "ink")

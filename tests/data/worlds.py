@@ -10,8 +10,8 @@ COLOURS = ("firebrick", "teal", "goldenrod", "indigo", "olive")
 
 def drawing(shape: str, look: str, number: int = 0, pixels: int = 32) -> Image.Image:
     """A shape on white: what is drawn is the content, how it is drawn is the style."""
-    picture = Image.new("RGB", (pixels, pixels), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (pixels, pixels), "white")
+    draw = ImageDraw.Draw(image)
     colour = COLOURS[number % len(COLOURS)]
     box = (4 + number % 3, 4, pixels - 6, pixels - 4 - number % 5)
     fill = {"fill": colour} if look in ("flat", "dots") else {"outline": colour, "width": 2}
@@ -24,7 +24,7 @@ def drawing(shape: str, look: str, number: int = 0, pixels: int = 32) -> Image.I
     if look in ("dots", "stripes"):
         for x in range(2, pixels, 6):
             draw.line((x, 0, x, pixels), fill="white", width=1)
-    return picture
+    return image
 
 
 def write_user_folder(folder: Path, contents: int = 1, styles: int = 5) -> Path:
@@ -81,6 +81,6 @@ def write_grid(folder: Path) -> Path:
     return folder
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)

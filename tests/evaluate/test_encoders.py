@@ -18,9 +18,9 @@ from tests.evaluate.world import BODY, draw
 
 def test_features_are_unit_vectors_and_do_not_depend_on_the_batch(tiny_clip: Path) -> None:
     encoder = open_encoder(str(tiny_clip), "cpu")
-    pictures = [draw(content, "flat", seed) for content in BODY for seed in range(25)]
-    together = encoder.encode_pictures(pictures)
-    alone = np.concatenate([encoder.encode_pictures([pictures[n]]) for n in (0, 40, 74)])
+    images = [draw(content, "flat", seed) for content in BODY for seed in range(25)]
+    together = encoder.encode_images(images)
+    alone = np.concatenate([encoder.encode_images([images[n]]) for n in (0, 40, 74)])
     assert together.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
     np.testing.assert_allclose(together[[0, 40, 74]], alone, atol=1e-5)
@@ -32,14 +32,14 @@ def test_features_are_those_of_open_clip_itself(tiny_clip: Path) -> None:
 
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip}")
     tokens = open_clip.get_tokenizer(f"local-dir:{tiny_clip}")(["a fish"])
-    picture = draw("fish", "outlined")
+    image = draw("fish", "outlined")
     model.eval()
     with torch.no_grad():
-        seen = model.encode_image(transform(picture)[None], normalize=True).numpy()
+        seen = model.encode_image(transform(image)[None], normalize=True).numpy()
         read = model.encode_text(tokens, normalize=True).numpy()
     encoder = open_encoder(str(tiny_clip), "cpu")
     assert isinstance(encoder, TextEncoder)
-    np.testing.assert_allclose(encoder.encode_pictures([picture]), seen, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_images([image]), seen, atol=1e-5)
     np.testing.assert_allclose(encoder.encode_texts(["a fish"]), read, atol=1e-5)
 
 
@@ -122,9 +122,9 @@ def test_damaged_weights_are_one_sentence(tiny_clip: Path, tmp_path: Path) -> No
 
 
 def test_the_square_is_the_middle_of_the_picture() -> None:
-    picture = Image.new("RGB", (300, 100), "red")
-    picture.paste("blue", (100, 0, 200, 100))
-    assert np.asarray(square(picture, 10)).reshape(-1, 3).tolist() == [[0, 0, 255]] * 100
+    image = Image.new("RGB", (300, 100), "red")
+    image.paste("blue", (100, 0, 200, 100))
+    assert np.asarray(square(image, 10)).reshape(-1, 3).tolist() == [[0, 0, 255]] * 100
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
@@ -138,7 +138,7 @@ def test_an_independent_encoder_knows_a_drawing_again(name: str) -> None:
     assert not isinstance(encoder, TextEncoder)
     assert "clip" not in encoder.metric
     assert len(encoder.weights_hash) == 64
-    first, again, other = encoder.encode_pictures(
+    first, again, other = encoder.encode_images(
         [draw("fish", "flat", 0), draw("fish", "flat", 1), draw("house", "stencil", 0)]
     )
     np.testing.assert_allclose(np.linalg.norm(first), 1.0, atol=1e-6)

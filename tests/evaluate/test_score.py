@@ -82,18 +82,18 @@ def test_scores_are_those_of_a_plain_loop(scored: Path, tiny_clip: Path) -> None
     ]
     rows = [row for row in table(scored / "scores.csv") if row["method"] == "direct"]
     for row in rows[:: len(rows) // 25]:
-        picture = look(root / "direct" / row["file"])
+        image = look(root / "direct" / row["file"])
         name = {"clip_i_content": row["content"], "clip_i_style": row["style"]}.get(row["metric"])
         if name:
             files = [root / "data" / other["file"] for other in both if other["concept"] == name]
-            wanted = sum(float(picture @ look(file)) for file in files) / len(files)
+            wanted = sum(float(image @ look(file)) for file in files) / len(files)
         elif row["metric"] == "clip_t":
             words = "two of" if row["prompt"] == OTHER_PROMPT else ""
             text = f"{words} a thing in {row['style']} comic style".strip()
             with torch.no_grad():
-                wanted = float(picture @ model.encode_text(tokenizer([text]), normalize=True)[0])
+                wanted = float(image @ model.encode_text(tokenizer([text]), normalize=True)[0])
         elif row["metric"] == "clip_i_truth":
-            wanted = float(picture @ look(references["truth", f"{row['content']}+{row['style']}"]))
+            wanted = float(image @ look(references["truth", f"{row['content']}+{row['style']}"]))
         else:
             continue
         assert float(row["value"]) == pytest.approx(wanted, abs=2e-5), row
@@ -162,13 +162,13 @@ def test_each_picture_is_encoded_once(
     data = prepare(tmp_path / "data", ["fish"], ["outlined"])
     folders = [sample(tmp_path / label, label, [("fish", "outlined")]) for label in LABELS]
     counted: list[int] = []
-    original = ClipEncoder.encode_pictures
+    original = ClipEncoder.encode_images
 
-    def counting(self: ClipEncoder, pictures: list) -> np.ndarray:
-        counted.append(len(pictures))
-        return original(self, pictures)
+    def counting(self: ClipEncoder, images: list) -> np.ndarray:
+        counted.append(len(images))
+        return original(self, images)
 
-    monkeypatch.setattr(ClipEncoder, "encode_pictures", counting)
+    monkeypatch.setattr(ClipEncoder, "encode_images", counting)
     score.evaluate(folders, data, tmp_path / "scores", str(tiny_clip), "cpu")
     # 3 labels x 3 seeds, 2 + 2 references, 1 + 3 training pictures, 1 truth
     assert sum(counted) == 9 + 4 + 4 + 1
@@ -200,8 +200,8 @@ def test_an_evaluators_own_names_are_the_choices(tmp_path: Path, tiny_clip: Path
 def test_nothing_is_written_when_a_picture_is_damaged(tmp_path: Path, tiny_clip: Path) -> None:
     data = prepare(tmp_path / "data", ["fish"], ["outlined"])
     folder = sample(tmp_path / "b4m", "b4m", [("fish", "outlined")])
-    picture = folder / "images" / "001.png"
-    picture.write_bytes(picture.read_bytes()[:500])
+    image = folder / "images" / "001.png"
+    image.write_bytes(image.read_bytes()[:500])
     with pytest.raises(B4MError, match=r"001\.png"):
         score.evaluate([folder], data, tmp_path / "scores", str(tiny_clip), "cpu")
     assert not (tmp_path / "scores").exists()

@@ -14,12 +14,11 @@ def unit(*shape: int) -> np.ndarray:
 
 
 def test_mean_cosine_is_the_mean_over_all_pairs() -> None:
-    pictures, references = unit(5, 7), unit(3, 7)
+    images, references = unit(5, 7), unit(3, 7)
     by_hand = [
-        sum(float(np.dot(picture, reference)) for reference in references) / 3
-        for picture in pictures
+        sum(float(np.dot(image, reference)) for reference in references) / 3 for image in images
     ]
-    np.testing.assert_allclose(scores.mean_cosine(pictures, references), by_hand, atol=1e-6)
+    np.testing.assert_allclose(scores.mean_cosine(images, references), by_hand, atol=1e-6)
 
 
 def test_a_copy_of_the_only_reference_scores_one() -> None:
@@ -28,9 +27,9 @@ def test_a_copy_of_the_only_reference_scores_one() -> None:
 
 
 def test_matched_cosine_compares_row_with_row() -> None:
-    pictures, others = unit(4, 6), unit(4, 6)
+    images, others = unit(4, 6), unit(4, 6)
     np.testing.assert_allclose(
-        scores.matched_cosine(pictures, others), np.diag(pictures @ others.T), atol=1e-6
+        scores.matched_cosine(images, others), np.diag(images @ others.T), atol=1e-6
     )
 
 
@@ -41,8 +40,8 @@ def test_harmonic_mean_needs_both_sides() -> None:
 
 def test_named_right_finds_the_best_matching_name() -> None:
     names = np.eye(3, dtype=np.float32)
-    pictures = np.array([[0.9, 0.1, 0], [0, 0.2, 0.9]], np.float32)
-    assert scores.named_right(pictures, names, np.array([0, 1])).tolist() == [1.0, 0.0]
+    images = np.array([[0.9, 0.1, 0], [0, 0.2, 0.9]], np.float32)
+    assert scores.named_right(images, names, np.array([0, 1])).tolist() == [1.0, 0.0]
 
 
 def test_psnr_follows_its_definition() -> None:

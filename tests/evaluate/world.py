@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from b4m.data.manifest import Picture, write_manifest
+from b4m.data.manifest import ManifestRow, write_manifest
 from b4m.evaluate.samples import COLUMNS
 
 SIDE = 128
@@ -28,8 +28,8 @@ def draw(content: str, style: str, seed: int = 0, slip: float = 0.0) -> Image.Im
     """A content in a style; `slip` in [0, 1] makes it wrong, as a poor method would."""
     rng = random.Random(f"{content}{seed}")
     scale = 4
-    picture = Image.new("RGB", (SIDE * scale, SIDE * scale), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (SIDE * scale, SIDE * scale), "white")
+    pen = ImageDraw.Draw(image)
     grow = 1.0 + rng.uniform(-0.08, 0.08) - 0.25 * slip * rng.random()
     shift = rng.uniform(-5, 5) + 14 * slip * rng.uniform(-1, 1)
     fill = {"flat": BODY[content], "outlined": BODY[content], "stencil": "#111111"}[style]
@@ -58,23 +58,23 @@ def draw(content: str, style: str, seed: int = 0, slip: float = 0.0) -> Image.Im
         pen.ellipse(box(14, 34, 100, 94), fill=fill, outline=line, width=wide)
         pen.ellipse(box(28, 52, 42, 66), fill=light)
     if slip > 0.3:
-        picture = picture.filter(ImageFilter.GaussianBlur(10 * slip * scale / 4))
-    return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image = image.filter(ImageFilter.GaussianBlur(10 * slip * scale / 4))
+    return image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
 def prepare(folder: Path, contents: Sequence[str], styles: Sequence[str]) -> Path:
     """A prepared folder: one training picture per content, references, partners and truths."""
-    rows: list[Picture] = []
+    rows: list[ManifestRow] = []
 
     def add(
-        kind: str, concept: str, role: str, trigger: str, word: str, picture: Image.Image
+        kind: str, concept: str, role: str, trigger: str, word: str, image: Image.Image
     ) -> None:
         file = f"{kind}-{concept}-{role}-{len(rows)}.png"
-        picture.save(folder / file)
+        image.save(folder / file)
         caption = f"a {trigger}" if kind != "style" else f"a drawing in {trigger} style"
         alignment = "exact" if kind == "truth" else ""
         rows.append(
-            Picture(
+            ManifestRow(
                 file, kind, concept, caption, trigger, word, role, "CC0-1.0", "drawn", alignment
             )
         )
@@ -88,8 +88,8 @@ def prepare(folder: Path, contents: Sequence[str], styles: Sequence[str]) -> Pat
     for style in styles:
         for role, seeds in (("train", (0, 1, 2)), ("reference", (3, 4))):
             for seed in seeds:
-                picture = draw(known[seed % len(known)], style, seed)
-                add("style", style, role, "w@z", f"{style} comic", picture)
+                image = draw(known[seed % len(known)], style, seed)
+                add("style", style, role, "w@z", f"{style} comic", image)
         add("style", "partner style", "partner", "w@z", "other", draw(known[0], "flat", 9))
     for content in contents:
         for style in styles:

@@ -1,4 +1,4 @@
-"""A tiny base, a prepared folder, and the loss that tells whether a training learned anything."""
+"""The loss that tells whether a training learned anything."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,27 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
+from b4m.bases.sdxl import Base
+from b4m.bases.sdxl.sample import attached
 from b4m.data.cache import Cache
 from b4m.data.manifest import read_manifest, training_rows
-from b4m.data.prepare import prepare
-from b4m.sdxl import Base, load_base
-from b4m.sdxl.sample import attached
-from b4m.train.examples import Noise, denoising_losses, read_examples
-from tests.data.worlds import write_user_folder
-
-
-@pytest.fixture(scope="session")
-def base(tiny_base: Path) -> Base:
-    """The tiny base, loaded once; whoever hangs deltas on it takes them off."""
-    return load_base(str(tiny_base), device="cpu")
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Teapot (1 picture) and stripes (5 pictures), with partners."""
-    folder = tmp_path_factory.mktemp("prepared")
-    return prepare(write_user_folder(folder / "own"), folder / "data", "teapot", "stripes")
+from b4m.train.training_set import Noise, denoising_losses, read_training_set
 
 
 @pytest.fixture
@@ -37,7 +22,7 @@ def loss_of(
 
     def measure(kind: str, concept: str, adapter: Adapter | None) -> float:
         rows = training_rows(read_manifest(prepared), kind, concept)
-        examples = read_examples(prepared, rows, base, Cache(tmp_path, base))
+        examples = read_training_set(prepared, rows, base, Cache(tmp_path, base))
         generator = torch.Generator().manual_seed(99)
         picks = [index % len(rows) for index in range(64)]
         x0_BCHW, text = examples.draw(picks, generator, base.device)

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.attach import attention_linears
-from b4m.adapters.files import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
-from b4m.sdxl import Base, encode_prompts, predict
-from b4m.sdxl.sample import attached
-from b4m.train.bank import Bank, Pictures, draw_bank
+from b4m.bases.sdxl import Base, encode_prompts, predict
+from b4m.bases.sdxl.sample import attached
+from b4m.merging.teacher_bank import Bank, ConceptImages, build_bank
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -79,14 +79,14 @@ def dense_weights(base: Base, additions: Mapping[str, Tensor]) -> Iterator[None]
 
 def bank_of(base: Base, entries: int, seed: int = 0) -> Bank:
     """A bank of random latents: 3 pictures of the content, 2 of the style."""
-    crossed = encode_prompts(base, ["a snq teapot in w@z style"])
+    joint_prompt = encode_prompts(base, ["a snq teapot in w@z style"])
 
-    def pictures(count: int, prompt: str, draw: int) -> Pictures:
+    def images(count: int, prompt: str, draw: int) -> ConceptImages:
         generator = torch.Generator().manual_seed(draw)
         size = (count, base.latent_channels, base.latent_side, base.latent_side)
         mean_NCHW = torch.randn(size, generator=generator)
         prompts = encode_prompts(base, [prompt] * count)
-        return Pictures(mean_NCHW, 0.1 * torch.ones(size), prompts, crossed[[0] * count])
+        return ConceptImages(mean_NCHW, 0.1 * torch.ones(size), prompts, joint_prompt[[0] * count])
 
-    content, style = pictures(3, "a snq teapot", 3), pictures(2, "a red car in w@z style", 4)
-    return draw_bank(base, content, style, entries, seed)
+    content, style = images(3, "a snq teapot", 3), images(2, "a red car in w@z style", 4)
+    return build_bank(base, content, style, entries, seed)

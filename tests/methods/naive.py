@@ -2,7 +2,7 @@
 
 Every adapted linear is replaced by one that multiplies dW out, O x I, at each forward, for the
 merge as for the teachers; every prediction is made anew at every step, one entry and one concept at
-a time. It shares nothing with `b4m.train.merging` but the bank and the base. So ZipLoRA takes four
+a time. It shares nothing with `mask_learning` but the bank and the base. So ZipLoRA takes four
 forwards per step (two with a gradient) and DuoLoRA eight.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from b4m.adapters.lowrank import LowRank
-from b4m.sdxl import Base, Conditioning, time_ids
-from b4m.train.bank import Bank
+from b4m.bases.sdxl import Base, Conditioning, time_ids
+from b4m.merging.teacher_bank import Bank
 
 
 class DenseMerge(nn.Module):
@@ -111,10 +111,14 @@ class NaiveMerge:
             ("content", "style", bank.content),
             ("style", "content", bank.style),
         ):
-            x, text, crossed = side.noisy_KCHW[rows], side.prompts[rows], side.crossed[rows]
+            x, text, joint_prompt = (
+                side.noisy_KCHW[rows],
+                side.prompts[rows],
+                side.joint_prompt[rows],
+            )
             with torch.no_grad():
                 single = self.forward(own, x, t_B, text)
-                clean = self._clean(self.forward(other, x, t_B, crossed), x, t_B)
+                clean = self._clean(self.forward(other, x, t_B, joint_prompt), x, t_B)
                 again = self._noisy(clean, noise, t_B)
                 back = self._noise(self.forward(own, again, t_B, text), again, t_B)
             merged = self.forward("merged", x, t_B, text)

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.attach import attention_linears
-from b4m.adapters.files import Adapter
 from b4m.adapters.lowrank import LowRank
+from b4m.bases.sdxl import Base
 from b4m.config import MergeSettings, TrainSettings
 from b4m.errors import B4MError
+from b4m.merging.context import MergeContext
 from b4m.methods import MERGES, TRAINERS
-from b4m.methods.context import MergeContext
-from b4m.sdxl import Base
 
 SETTINGS = TrainSettings(rank=2, steps=2, batch_size=1, accumulation=1)
 GROUPS = {"content": "up_blocks.0.attentions.0.", "style": "up_blocks.0.attentions.1."}

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from b4m.adapters.files import Adapter, read_adapter, write_adapter
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
+from b4m.bases.sdxl import Base
 from b4m.config import MergeSettings
 from b4m.errors import B4MError
+from b4m.files.adapter_files import read_adapter, write_adapter
+from b4m.merging.context import MergeContext
+from b4m.merging.layerwise import side_by_side
 from b4m.methods import MERGES
-from b4m.methods.context import MergeContext
-from b4m.sdxl import Base
-from b4m.train.combine import side_by_side
 from tests.methods.draws import adapters_of, dense_weights, draw_adapter, draw_pair, look
 
 CLOSED = ("direct", "svd", "ties", "dare", "nplora")

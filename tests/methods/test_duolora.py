@@ -9,24 +9,25 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from b4m.adapters.blocks import role_of
-from b4m.adapters.files import Adapter, read_adapter, write_adapter
+from b4m.adapters.adapter import Adapter
+from b4m.bases.sdxl import Base, add_noise
+from b4m.bases.sdxl.blocks import role_of
 from b4m.config import MergeSettings
 from b4m.data.prepare import prepare
+from b4m.files.adapter_files import read_adapter, write_adapter
+from b4m.merging.context import MergeContext
+from b4m.merging.layerwise import paired
+from b4m.merging.mask_learning import MaskedMerge, learn
 from b4m.methods import MERGES
-from b4m.methods.context import MergeContext
 from b4m.methods.duolora import DuoLoss, layer_prior, renoised, start_by_prior
-from b4m.sdxl import Base, add_noise
-from b4m.train.combine import paired
-from b4m.train.merging import Merge, learn
 from tests.data.worlds import write_user_folder
 from tests.methods.draws import adapters_of, bank_of, look
 
 
 @pytest.fixture
-def merge(base: Base) -> Iterator[Merge]:
+def merge(base: Base) -> Iterator[MaskedMerge]:
     content, style = adapters_of(base, 4, 4)
-    state = Merge(base, paired(content.layers, style.layers), "rank")
+    state = MaskedMerge(base, paired(content.layers, style.layers), "rank")
     yield state
     state.close()
 
@@ -44,14 +45,14 @@ def updates() -> Iterator[list[int]]:
     handle.remove()
 
 
-def set_masks(merge: Merge, value: Callable[[str, str], float]) -> None:
+def set_masks(merge: MaskedMerge, value: Callable[[str, str], float]) -> None:
     with torch.no_grad():
         for name, masked in merge.masks.items():
             masked.m_content.fill_(value(role_of(name), "content"))
             masked.m_style.fill_(value(role_of(name), "style"))
 
 
-def prior_gradients(merge: Merge) -> dict[tuple[str, str], Tensor]:
+def prior_gradients(merge: MaskedMerge) -> dict[tuple[str, str], Tensor]:
     """Gradients of the prior by (role of the layer, whose mask)."""
     parameters = merge.parameters()
     gradients = torch.autograd.grad(layer_prior(merge), list(parameters.values()))
@@ -64,7 +65,7 @@ def prior_gradients(merge: Merge) -> dict[tuple[str, str], Tensor]:
 
 @pytest.mark.parametrize("other", [1.0, 1.5])
 def test_where_the_wrong_mask_is_as_large_the_prior_raises_the_intended_one(
-    merge: Merge, other: float
+    merge: MaskedMerge, other: float
 ) -> None:
     set_masks(merge, lambda role, kind: 1.0 if role == kind else other)
     gradients = prior_gradients(merge)
@@ -73,7 +74,9 @@ def test_where_the_wrong_mask_is_as_large_the_prior_raises_the_intended_one(
         assert (gradients[role, wrong] > 0).all(), "and lowers the other one"
 
 
-def test_where_the_order_is_right_only_the_sparsity_of_the_own_mask_is_left(merge: Merge) -> None:
+def test_where_the_order_is_right_only_the_sparsity_of_the_own_mask_is_left(
+    merge: MaskedMerge,
+) -> None:
     set_masks(merge, lambda role, kind: 1.0 if role == kind else 0.5)
     gradients = prior_gradients(merge)
     for role, wrong in (("content", "style"), ("style", "content")):
@@ -81,7 +84,7 @@ def test_where_the_order_is_right_only_the_sparsity_of_the_own_mask_is_left(merg
         assert (gradients[role, wrong] == 0).all()
 
 
-def test_prior_is_the_nuclear_norm_hinge_of_the_diagonal_masks(merge: Merge) -> None:
+def test_prior_is_the_nuclear_norm_hinge_of_the_diagonal_masks(merge: MaskedMerge) -> None:
     torch.manual_seed(0)
     for mask in merge.parameters().values():
         mask.data.normal_()
@@ -95,7 +98,7 @@ def test_prior_is_the_nuclear_norm_hinge_of_the_diagonal_masks(merge: Merge) -> 
     torch.testing.assert_close(layer_prior(merge), torch.stack(terms).mean())
 
 
-def test_every_linear_starts_with_more_ranks_for_its_own_role(merge: Merge) -> None:
+def test_every_linear_starts_with_more_ranks_for_its_own_role(merge: MaskedMerge) -> None:
     start_by_prior(merge)
     roles = set()
     for name, masked in merge.masks.items():
@@ -129,7 +132,7 @@ def test_renoising_is_denoising_and_adding_the_noise_again(base: Base) -> None:
     torch.testing.assert_close(renoised(base, output, x, noise, t_B), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_cycle_gradient_reaches_both_masks_of_every_layer(base: Base, merge: Merge) -> None:
+def test_cycle_gradient_reaches_both_masks_of_every_layer(base: Base, merge: MaskedMerge) -> None:
     bank = bank_of(base, 2)
     loss = DuoLoss(merge, bank, cycle=1.0, prior=0.0)
     cycle = loss(*merge.predictions(merge.adapted, bank, [0, 1]), [0, 1])["cycle"].sum()
@@ -137,21 +140,24 @@ def test_cycle_gradient_reaches_both_masks_of_every_layer(base: Base, merge: Mer
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
-def test_the_own_adapter_removes_what_the_other_one_drew(base: Base, merge: Merge) -> None:
+def test_the_own_adapter_removes_what_the_other_one_drew(base: Base, merge: MaskedMerge) -> None:
     bank = bank_of(base, 2)
     called: list[str] = []
-    teach = merge.teach
-    merge.teach = lambda kind, *rest: (called.append(kind), teach(kind, *rest))[1]  # type: ignore
+    teacher_prediction = merge.teacher_prediction
+    merge.teacher_prediction = lambda kind, *rest: (
+        called.append(kind),
+        teacher_prediction(kind, *rest),
+    )[1]  # type: ignore
     DuoLoss(merge, bank, 0.01, 0.1)
     assert called == ["content", "style", "style", "content", "content", "style"]
 
 
-@pytest.mark.parametrize("pictures", [1, 4, 5, 6])
+@pytest.mark.parametrize("images", [1, 4, 5, 6])
 def test_max_steps_updates_whatever_the_number_of_pictures(
-    pictures: int, base: Base, tmp_path: Path, updates: list[int]
+    images: int, base: Base, tmp_path: Path, updates: list[int]
 ) -> None:
-    own = write_user_folder(tmp_path / "own", contents=pictures, styles=pictures)
-    data = prepare(own, tmp_path / "data", "teapot", "stripes", style_pictures=pictures)
+    own = write_user_folder(tmp_path / "own", contents=images, styles=images)
+    data = prepare(own, tmp_path / "data", "teapot", "stripes", style_images=images)
     settings = MergeSettings(steps=7, bank=4)
     context = MergeContext(
         "tiny", settings, data_dir=data, workdir=tmp_path, loader=lambda name: base
@@ -182,7 +188,7 @@ def test_exported_file_gives_the_output_of_the_live_merge(base: Base, tmp_path: 
         for name, (first, second) in paired(content.layers, style.layers).items()
     }
     bank = bank_of(base, 2)
-    state = Merge(base, pairs, "rank")
+    state = MaskedMerge(base, pairs, "rank")
     start_by_prior(state)
     loss = DuoLoss(state, bank, 0.01, 0.1)
     learn(state, bank, loss, MergeSettings(steps=5), workdir=tmp_path, name="duolora")

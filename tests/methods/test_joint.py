@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from b4m.bases.sdxl import Base
 from b4m.config import TrainSettings
 from b4m.errors import B4MError
 from b4m.methods import TRAINERS
-from b4m.sdxl import Base
-from b4m.train import examples
+from b4m.train import training_set
 
 SETTINGS = TrainSettings(rank=2, steps=10, batch_size=1, accumulation=1)
 
@@ -17,13 +17,13 @@ def test_both_concepts_are_shown_equally_often(
     base: Base, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
-    read = examples.read_examples
+    read = training_set.read_training_set
 
     def watched(folder, rows, *rest):  # type: ignore[no-untyped-def]
         shown.extend(row.kind for row in rows)
         return read(folder, rows, *rest)
 
-    monkeypatch.setattr("b4m.train.plain.read_examples", watched)
+    monkeypatch.setattr("b4m.train.plain.read_training_set", watched)
     adapter = TRAINERS["joint"]("joint", prepared, "teapot+stripes", base, SETTINGS, tmp_path)
     assert shown.count("content") == shown.count("style") == 5
     said = adapter.metadata

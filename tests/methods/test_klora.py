@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from b4m.adapters.attach import AdaptedUNet
-from b4m.adapters.files import Adapter
+from b4m.adapters.adapter import Adapter
+from b4m.adapters.attach import AdaptedModel
+from b4m.bases.sdxl import Base, sample
 from b4m.config import SampleSettings
 from b4m.methods import SAMPLERS, klora
-from b4m.methods.klora import Choice, Weight, balance, prefer, weight_of
-from b4m.sdxl import Base, sample
+from b4m.methods.klora import EntrySums, SelectedDelta, balance, prefer, weight_of
 from tests.methods.draws import adapters_of, draw_pair
 
 SETTINGS = SampleSettings(steps=4, guidance=2.0)
@@ -23,7 +23,7 @@ def draw(base: Base, settings: SampleSettings, *, adapter: Adapter | None = None
     deltas, hook = adapter, None
     if adapter is None:
         deltas, hook = SAMPLERS["klora"](*adapters_of(base), base, settings)
-    (picture,) = sample(
+    (image,) = sample(
         base,
         ["a snq teapot in w@z style"],
         [0],
@@ -32,12 +32,12 @@ def draw(base: Base, settings: SampleSettings, *, adapter: Adapter | None = None
         guidance=settings.guidance,
         step_hook=hook,
     )
-    return picture
+    return image
 
 
 def apart(first: Image.Image, second: Image.Image) -> int:
     """Largest difference of two pictures, in levels of 255."""
-    a, b = (np.asarray(picture, dtype=int) for picture in (first, second))
+    a, b = (np.asarray(image, dtype=int) for image in (first, second))
     return int(np.abs(a - b).max())
 
 
@@ -55,10 +55,10 @@ def test_sums_from_blocks_are_those_of_the_dense_matrix(
 
 
 def test_style_takes_over_with_time_and_balance_makes_scale_irrelevant() -> None:
-    content, style = Weight(10.0, 100.0), Weight(10.0, 100.0)
+    content, style = EntrySums(10.0, 100.0), EntrySums(10.0, 100.0)
     assert [prefer(content, style, 1.0, time) for time in (0.5, 0.99, 1.01, 2.0)] == [
         "content", "content", "style", "style"]  # fmt: skip
-    louder = Weight(70.0, 700.0)
+    louder = EntrySums(70.0, 700.0)
     gamma = balance([(louder, style)])
     assert gamma == pytest.approx(7.0)
     assert prefer(louder, style, gamma, 0.99) == "content"
@@ -67,7 +67,7 @@ def test_style_takes_over_with_time_and_balance_makes_scale_irrelevant() -> None
 
 def test_choices_move_from_content_to_style_over_the_steps(base: Base) -> None:
     deltas, hook = SAMPLERS["klora"](*adapters_of(base), base, replace(SETTINGS, steps=10))
-    adapted = AdaptedUNet(base.unet, deltas)
+    adapted = AdaptedModel(base.unet, deltas)
     try:
         shares = []
         for index in range(10):
@@ -82,7 +82,7 @@ def test_choices_move_from_content_to_style_over_the_steps(base: Base) -> None:
 
 
 def test_a_choice_is_one_pair_and_never_both() -> None:
-    choice = Choice(draw_pair(6, 9, 2, 1), draw_pair(6, 9, 3, 2))
+    choice = SelectedDelta(draw_pair(6, 9, 2, 1), draw_pair(6, 9, 3, 2))
     x = torch.randn(4, 9)
     for kind in ("content", "style"):
         choice.chosen = kind

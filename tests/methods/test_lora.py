@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from b4m.adapters.attach import attention_linears
-from b4m.adapters.files import write_adapter
+from b4m.bases.sdxl import Base, load_base, sample
 from b4m.config import TrainSettings
 from b4m.errors import B4MError
+from b4m.files.adapter_files import write_adapter
 from b4m.methods import MERGES, SAMPLERS, TRAINERS
-from b4m.sdxl import Base, load_base, sample
 
 SETTINGS = TrainSettings(rank=4, steps=4, batch_size=2, accumulation=1, lr=3e-3)
 
@@ -22,13 +22,13 @@ class Watch:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.pictures: list[int] = []
+        self.images: list[int] = []
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.losses.append(values["content/loss"])
 
-    def picture(self, name: str, picture: object, step: int) -> None:
-        self.pictures.append(step)
+    def image(self, name: str, image: object, step: int) -> None:
+        self.images.append(step)
 
 
 def test_training_lowers_the_loss_of_its_picture(
@@ -40,7 +40,7 @@ def test_training_lowers_the_loss_of_its_picture(
     before, after = (loss_of("content", "teapot", each) for each in (None, adapter))
     assert after < 0.95 * before
     assert len(watch.losses) == 3
-    assert watch.pictures == [20]
+    assert watch.images == [20]
 
 
 def test_the_base_is_left_as_it_was(base: Base, prepared: Path, tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_a_half_precision_base_trains_a_float32_adapter(
     adapter = TRAINERS["lora"]("content", prepared, "teapot", half, SETTINGS, tmp_path)
     assert {pair.up.dtype for pair in adapter.layers.values()} == {torch.float32}
     assert all(pair.up.any() and torch.isfinite(pair.up).all() for pair in adapter.layers.values())
-    (picture,) = sample(half, ["a snq teapot"], [0], deltas=adapter, steps=2)
-    assert picture.size == (32, 32)
+    (image,) = sample(half, ["a snq teapot"], [0], deltas=adapter, steps=2)
+    assert image.size == (32, 32)
 
 
 def test_a_block_filter_trains_only_its_blocks_from_the_same_start(

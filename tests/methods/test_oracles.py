@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from b4m.adapters.blocks import role_of
-from b4m.adapters.pairs import Fixed
+from b4m.adapters.deltas import FrozenDelta
+from b4m.bases.sdxl import Base
+from b4m.bases.sdxl.blocks import role_of
 from b4m.config import MergeSettings
+from b4m.merging.layerwise import paired
+from b4m.merging.mask_learning import Losses, MaskedMerge, Merged, learn
 from b4m.methods.duolora import DuoLoss
 from b4m.methods.ziplora import ZipLoss
-from b4m.sdxl import Base
-from b4m.train.combine import paired
-from b4m.train.merging import Losses, Merge, Merged, learn
 from tests.methods.draws import adapters_of, bank_of, draw_pair, look
 from tests.methods.naive import NaiveMerge, naive
 
@@ -40,7 +40,7 @@ def ours(base: Base, method: str, axis: str, workdir: Path) -> tuple[Recorded, d
     """Loss curve and final masks of the engine, through the training loop."""
     content, style = adapters_of(base, 4, 4)
     bank = bank_of(base, 3)
-    merge = Merge(base, paired(content.layers, style.layers), axis)
+    merge = MaskedMerge(base, paired(content.layers, style.layers), axis)
     try:
         loss = Recorded(
             DuoLoss(merge, bank, 0.01, 0.1) if method == "duolora" else ZipLoss(merge, bank, 0.01)
@@ -101,7 +101,7 @@ def test_fused_forward_is_the_masks_own_forward(axis: str) -> None:
     x = torch.randn(2, 5, 9)
     plain = super(Merged, fused).forward(x)
     torch.testing.assert_close(fused(x), plain, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(Fixed(fused.lowrank())(x), plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(FrozenDelta(fused.lowrank())(x), plain, rtol=1e-5, atol=1e-6)
     gradients = [
         torch.autograd.grad(output.sum(), list(fused.parameters()))
         for output in (fused(x), super(Merged, fused).forward(x))
@@ -113,7 +113,7 @@ def test_fused_forward_is_the_masks_own_forward(axis: str) -> None:
 def test_the_unet_is_as_before_when_a_merge_is_closed(base: Base) -> None:
     content, style = adapters_of(base)
     before = look(base, None)
-    merge = Merge(base, paired(content.layers, style.layers), "rank")
+    merge = MaskedMerge(base, paired(content.layers, style.layers), "rank")
     assert not torch.equal(look(base, None), before)
     merge.close()
     assert torch.equal(look(base, None), before)

@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from b4m.adapters.files import Adapter, read_adapter, write_adapter
+from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
+from b4m.bases.sdxl import Base
 from b4m.config import MergeSettings
 from b4m.errors import B4MError
+from b4m.files.adapter_files import read_adapter, write_adapter
+from b4m.merging.context import MergeContext
+from b4m.merging.layerwise import paired
+from b4m.merging.mask_learning import MaskedMerge, learn
 from b4m.methods import MERGES
-from b4m.methods.context import MergeContext
 from b4m.methods.ziplora import ZipLoss
-from b4m.sdxl import Base
-from b4m.train.combine import paired
-from b4m.train.merging import Merge, learn
 from tests.methods.draws import adapters_of, bank_of, look
 
 
@@ -38,7 +39,7 @@ def test_ones_are_the_direct_merge_and_one_zero_mask_is_the_other_adapter(
     direct: Adapter = MERGES["direct"](content, style, MergeContext("tiny"))
     wanted = {None: direct, "content": style, "style": content}
     for zeroed, adapter in wanted.items():
-        merge = Merge(base, paired(content.layers, style.layers), axis)
+        merge = MaskedMerge(base, paired(content.layers, style.layers), axis)
         with torch.no_grad():
             for name, mask in merge.parameters().items():
                 if name.endswith(f".{zeroed}"):
@@ -56,7 +57,7 @@ def test_exported_file_gives_the_output_of_the_live_merge(
 ) -> None:
     content, style = adapters_of(base, 3, 4)
     bank = bank_of(base, 2)
-    merge = Merge(base, paired(content.layers, style.layers), axis)
+    merge = MaskedMerge(base, paired(content.layers, style.layers), axis)
     loss = ZipLoss(merge, bank, 0.01)
     learn(merge, bank, loss, MergeSettings(steps=5), workdir=tmp_path, name="ziplora")
     live = look(base, None)

@@ -7,7 +7,7 @@ import torch
 
 import b4m  # noqa: F401  (the torchvision guard)
 from b4m.adapters.attach import attention_linears
-from b4m.adapters.blocks import GROUPS, group_of, sdxl_linear_shapes
+from b4m.bases.sdxl.blocks import GROUPS, group_of, sdxl_linear_shapes
 from b4m.mini import captions, sdxl, tokenizer
 from b4m.mini.contents import Content, ascii_text, from_table
 from b4m.mini.grid import Cell

@@ -46,10 +46,10 @@ def own_pictures(tmp_path: Path) -> Path:
     ):
         (folder / kind / concept).mkdir(parents=True)
         for number in range(count):
-            picture = Image.new("RGB", (64, 64), "white")
+            image = Image.new("RGB", (64, 64), "white")
             corner = 8 + 8 * number
-            ImageDraw.Draw(picture).ellipse((corner, corner, 50, 56), fill=colour)
-            picture.save(folder / kind / concept / f"round thing {number}.png")
+            ImageDraw.Draw(image).ellipse((corner, corner, 50, 56), fill=colour)
+            image.save(folder / kind / concept / f"round thing {number}.png")
     return folder
 
 

@@ -51,8 +51,8 @@ def test_a_whole_run_lacks_nothing(tmp_path: Path) -> None:
     _whole_run(tmp_path / "run")
     collect(tmp_path / "run", tmp_path / "out", "b4m")
     assert missing(tmp_path / "out") == []
-    pictures = {path.name for path in (tmp_path / "out/images").iterdir()}
-    assert pictures == {"b4m-0.png", "direct-0.png", "content-only-0.png"}
+    images = {path.name for path in (tmp_path / "out/images").iterdir()}
+    assert images == {"b4m-0.png", "direct-0.png", "content-only-0.png"}
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -40,13 +40,13 @@ def test_a_failed_task_fails_the_run_and_says_which_and_why(
 def test_a_folder_with_other_things_is_not_taken_for_results(
     repo_root: Path, tmp_path: Path
 ) -> None:
-    picture = tmp_path / "mine/images/holiday.png"
-    picture.parent.mkdir(parents=True)
-    picture.write_bytes(b"picture")
+    image = tmp_path / "mine/images/holiday.png"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"picture")
     done = _run(repo_root, tmp_path / "mine", B4M_TRACKING="off")
     assert done.returncode == 2
     assert "give another folder" in done.stdout
-    assert picture.read_bytes() == b"picture"
+    assert image.read_bytes() == b"picture"
 
 
 def test_an_unknown_method_is_told_before_anything_is_trained(
@@ -88,8 +88,8 @@ def test_the_whole_pipeline_runs_from_own_pictures_to_the_report(
     wanted = {"method", "content", "style", "seed", "metric", "value", "encoder"}
     assert wanted <= set(rows[0])
     assert {"base", "content only", "style only", "b4m", "direct"} <= {r["method"] for r in rows}
-    for picture in (out / "images").glob("*.png"):
-        Image.open(picture).load()
+    for image in (out / "images").glob("*.png"):
+        Image.open(image).load()
     for name in ("content", "style", "merged"):
         assert (out / f"adapters/{name}.safetensors").stat().st_size > 0
     with sqlite3.connect(database) as connection:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from b4m.errors import B4MError
 from b4m.train.checkpoint import checkpoint_path
-from b4m.train.loop import Batch, Learner, Plan, fit
+from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
 
 TARGETS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 
@@ -46,9 +46,9 @@ def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
     return {"loss": loss_B, "distance": loss_B.sqrt()}
 
 
-def learner(model: Line, lr: float = 0.05) -> Learner:
+def group(model: Line, lr: float = 0.05) -> ParameterGroup:
     parameters = dict(model.named_parameters())
-    return Learner(parameters, Counted(parameters.values(), lr=lr, weight_decay=0.1))
+    return ParameterGroup(parameters, Counted(parameters.values(), lr=lr, weight_decay=0.1))
 
 
 class Watch:
@@ -56,13 +56,13 @@ class Watch:
 
     def __init__(self) -> None:
         self.seen: dict[int, Mapping[str, float]] = {}
-        self.pictures: list[int] = []
+        self.images: list[int] = []
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.seen[step] = values
 
-    def picture(self, name: str, picture: object, step: int) -> None:
-        self.pictures.append(step)
+    def image(self, name: str, image: object, step: int) -> None:
+        self.images.append(step)
 
 
 @pytest.mark.parametrize("examples", [1, 4, 5])
@@ -72,8 +72,8 @@ def test_the_steps_asked_for_are_made(
     tmp_path: Path, examples: int, accumulation: int, batch_size: int
 ) -> None:
     model, shown = Line(), []
-    one = learner(model)
-    plan = Plan(steps=7, batch_size=batch_size, accumulation=accumulation)
+    one = group(model)
+    plan = LoopConfig(steps=7, batch_size=batch_size, accumulation=accumulation)
 
     def watched(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         shown.extend(batch.rows)
@@ -94,8 +94,8 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     results = []
     for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
         model = Line()
-        plan = Plan(steps=6, batch_size=batch_size, accumulation=accumulation)
-        fit(exact, model, [learner(model)], 5, plan, workdir=tmp_path, fingerprint="a")
+        plan = LoopConfig(steps=6, batch_size=batch_size, accumulation=accumulation)
+        fit(exact, model, [group(model)], 5, plan, workdir=tmp_path, fingerprint="a")
         results.append(model.place.detach())
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-7)
@@ -103,9 +103,9 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("killed_after", range(1, 12))
 def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, killed_after: int) -> None:
-    plan = Plan(steps=9, batch_size=2, accumulation=2, warmup=4, checkpoint_every=2)
+    plan = LoopConfig(steps=9, batch_size=2, accumulation=2, warmup=4, checkpoint_every=2)
     whole = Line()
-    one = learner(whole)
+    one = group(whole)
     fit(step, whole, [one], 5, plan, workdir=tmp_path / "a", fingerprint="a")
 
     calls = 0
@@ -119,9 +119,9 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, killed_after: i
 
     first = Line()
     with pytest.raises(Killed):
-        fit(deadly, first, [learner(first)], 5, plan, workdir=tmp_path / "b", fingerprint="a")
+        fit(deadly, first, [group(first)], 5, plan, workdir=tmp_path / "b", fingerprint="a")
     model = Line()
-    two = learner(model)
+    two = group(model)
     fit(step, model, [two], 5, plan, workdir=tmp_path / "b", fingerprint="a")
     assert isinstance(two.optimizer, Counted)
     assert two.optimizer.steps == 9 - killed_after // 4 * 2, "finished steps are not repeated"
@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, killed_after: i
 
 
 def test_checkpoints_go_with_success_and_are_told_apart(tmp_path: Path) -> None:
-    plan = Plan(steps=5, checkpoint_every=2)
+    plan = LoopConfig(steps=5, checkpoint_every=2)
     model = Line()
 
     def deadly(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -143,14 +143,14 @@ def test_checkpoints_go_with_success_and_are_told_apart(tmp_path: Path) -> None:
         return step(model, batch)
 
     with pytest.raises(Killed):
-        fit(deadly, model, [learner(model)], 5, plan, workdir=tmp_path, fingerprint="a")
+        fit(deadly, model, [group(model)], 5, plan, workdir=tmp_path, fingerprint="a")
     assert checkpoint_path(tmp_path, "a").is_file()
     other = Line()
-    one = learner(other)
+    one = group(other)
     fit(step, other, [one], 5, plan, workdir=tmp_path, fingerprint="b")
     assert isinstance(one.optimizer, Counted)
     assert one.optimizer.steps == 5, "another run's checkpoint is not taken"
-    fit(step, model, [learner(model)], 5, plan, workdir=tmp_path, fingerprint="a")
+    fit(step, model, [group(model)], 5, plan, workdir=tmp_path, fingerprint="a")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     checkpoint_path(tmp_path, "a").write_bytes(b"half a file")
     model = Line()
     with pytest.raises(B4MError, match=r"checkpoint .* cannot be read; delete it"):
-        fit(step, model, [learner(model)], 5, Plan(2), workdir=tmp_path, fingerprint="a")
+        fit(step, model, [group(model)], 5, LoopConfig(2), workdir=tmp_path, fingerprint="a")
 
 
 def test_learners_are_clipped_on_their_own(tmp_path: Path) -> None:
@@ -173,11 +173,11 @@ def test_learners_are_clipped_on_their_own(tmp_path: Path) -> None:
     def steep(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return {"loss": 100 * model.place.sum() + 0.1 * model.slope.sum()}  # type: ignore[operator,union-attr]
 
-    learners = [
-        Learner({name: parameter}, Sees([parameter], lr=0.1))
+    groups = [
+        ParameterGroup({name: parameter}, Sees([parameter], lr=0.1))
         for name, parameter in model.named_parameters()
     ]
-    fit(steep, model, learners, 5, Plan(1, clip=1.0), workdir=tmp_path, fingerprint="a")
+    fit(steep, model, groups, 5, LoopConfig(1, clip=1.0), workdir=tmp_path, fingerprint="a")
     assert norms == pytest.approx([1.0, 0.1 * 3**0.5], rel=1e-5)
 
 
@@ -189,8 +189,8 @@ def test_warm_up_rises_linearly_to_the_rate(tmp_path: Path) -> None:
             rates.append(self.param_groups[0]["lr"])
 
     model = Line()
-    one = Learner(dict(model.named_parameters()), Sees(model.parameters(), lr=0.4))
-    fit(step, model, [one], 5, Plan(6, warmup=4), workdir=tmp_path, fingerprint="a")
+    one = ParameterGroup(dict(model.named_parameters()), Sees(model.parameters(), lr=0.4))
+    fit(step, model, [one], 5, LoopConfig(6, warmup=4), workdir=tmp_path, fingerprint="a")
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
 
 
@@ -203,13 +203,13 @@ def test_reports_are_means_and_end_with_the_last_step(tmp_path: Path) -> None:
         seen.append(losses["loss"].detach().mean())
         return losses
 
-    plan = Plan(steps=25, sample_every=10)
+    plan = LoopConfig(steps=25, sample_every=10)
     fit(
-        watched, model, [learner(model)], 5, plan, workdir=tmp_path, fingerprint="a",
+        watched, model, [group(model)], 5, plan, workdir=tmp_path, fingerprint="a",
         tracker=watch, name="content", preview=lambda step: {"picture": None},  # type: ignore[dict-item]
     )  # fmt: skip
     assert list(watch.seen) == [10, 20, 25]
-    assert watch.pictures == [10, 20]
+    assert watch.images == [10, 20]
     wanted = float(torch.stack(seen[10:20]).mean())
     assert watch.seen[20]["content/loss"] == pytest.approx(wanted)
     assert set(watch.seen[20]) == {"content/loss", "content/distance"}
@@ -222,16 +222,16 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         return {"loss": model.place.sum() * float("nan")}  # type: ignore[operator,union-attr]
 
     with pytest.raises(B4MError, match="lower the learning rate"):
-        fit(broken, model, [learner(model)], 5, Plan(30), workdir=tmp_path, fingerprint="a")
+        fit(broken, model, [group(model)], 5, LoopConfig(30), workdir=tmp_path, fingerprint="a")
 
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "accumulation"])
 def test_plans_without_a_step_are_refused(field: str) -> None:
     with pytest.raises(B4MError, match=f"{field}=0 must be 1 or more"):
-        Plan(**{"steps": 1, field: 0})
+        LoopConfig(**{"steps": 1, field: 0})
 
 
 def test_no_example_is_an_error(tmp_path: Path) -> None:
     model = Line()
     with pytest.raises(B4MError, match="no picture to train on"):
-        fit(step, model, [learner(model)], 0, Plan(1), workdir=tmp_path, fingerprint="a")
+        fit(step, model, [group(model)], 0, LoopConfig(1), workdir=tmp_path, fingerprint="a")

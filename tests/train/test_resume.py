@@ -8,19 +8,19 @@ import sys
 import time
 from pathlib import Path
 
-from b4m.adapters.files import write_adapter
+from b4m.bases.sdxl import Base
 from b4m.config import TrainSettings
+from b4m.files.adapter_files import write_adapter
 from b4m.methods import TRAINERS
-from b4m.sdxl import Base
 
 SETTINGS = {"rank": 2, "steps": 40, "batch_size": 2, "accumulation": 1, "checkpoint_every": 3}
 SCRIPT = """
 import sys
 from pathlib import Path
-from b4m.adapters.files import write_adapter
+from b4m.files.adapter_files import write_adapter
 from b4m.config import TrainSettings
 from b4m.methods import TRAINERS
-from b4m.sdxl import load_base
+from b4m.bases.sdxl import load_base
 
 base, data, work, out = sys.argv[1:]
 adapter = TRAINERS["b4m"](

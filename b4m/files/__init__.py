@@ -1,0 +1,1 @@
+"""Adapter files: read any tool's, write any tool's."""

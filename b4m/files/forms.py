@@ -1,0 +1,119 @@
+"""What each written form of an adapter holds: tensors, header, and PEFT's config.
+
+    diffusers   names of keys.diffusers_names; no alpha, which its loaders read as scale 1
+    peft        names of PeftModel and an adapter_config.json with alpha = rank
+    kohya       names of sd-scripts with LDM blocks, an alpha tensor per layer, ss_* and modelspec
+
+Factors are written as they are, so a round trip keeps every bit in float32. The exception is
+kohya's form with unequal ranks. diffusers (0.42) loses kohya's alphas when they differ from layer
+to layer, so all layers get the largest rank as alpha and up is multiplied by rank / alpha, which
+every tool undoes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from b4m.adapters.lowrank import LowRank
+from b4m.adapters.metadata import Metadata
+from b4m.errors import B4MError
+from b4m.files import keys
+
+FORMS = ("diffusers", "peft", "kohya")
+Address = tuple[str, str]  # network and module path
+
+
+def tensors(form: str, pairs: Mapping[Address, LowRank], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The form's tensors by name, on the CPU and in the storage dtype."""
+    found: dict[str, Tensor] = {}
+    largest = max(pair.rank for pair in pairs.values())
+    for (network, module), pair in pairs.items():
+        if form == "kohya":
+            down, up, alpha = keys.kohya_names(network, module)
+            found[alpha] = torch.tensor(float(largest))
+            pair = pair if pair.rank == largest else pair.scale(pair.rank / largest)
+        elif form == "peft":
+            down, up = keys.peft_names(module)
+        else:
+            down, up = keys.diffusers_names(network, module)
+        found[down], found[up] = pair.down, pair.up
+    return {
+        name: tensor.detach().cpu().to(torch.float32 if tensor.ndim == 0 else dtype)
+        for name, tensor in found.items()
+    }
+
+
+def header(form: str, pairs: Mapping[Address, LowRank], metadata: Metadata) -> dict[str, str]:
+    """The form's header; kohya's has sd-scripts' keys, which A1111 shows and trainers read."""
+    found = {"format": "pt", **metadata.to_header()}
+    if form != "kohya":
+        return found
+    rank = max(pair.rank for pair in pairs.values())
+    found |= {
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_network_alpha": str(float(rank)),
+        "ss_network_dim": str(rank),
+        "ss_network_module": "networks.lora",
+        "ss_output_name": metadata.concept or metadata.method or "adapter",
+        "ss_seed": str(metadata.seed),
+        "ss_v2": "False",
+    }
+    if metadata.triggers:
+        tags = {trigger: 1 for trigger in metadata.triggers.values()}
+        found["ss_tag_frequency"] = json.dumps({"b4m": tags})
+    return found
+
+
+def peft_config(pairs: Mapping[Address, LowRank], metadata: Metadata) -> dict[str, Any]:
+    """PEFT's LoraConfig for these pairs: alpha = rank everywhere, unusual ranks by pattern.
+
+    Raises:
+        B4MError: for pairs of the text encoders, since PEFT's form holds one network.
+    """
+    if any(network != keys.UNET for network, _ in pairs):
+        raise B4MError(
+            "PEFT's form holds one network and this adapter also has text encoder layers; "
+            "write the diffusers or kohya form"
+        )
+    ranks = {module: pair.rank for (_, module), pair in sorted(pairs.items())}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = {module: rank for module, rank in ranks.items() if rank != usual}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": metadata.base_id,
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": list(ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def serialize(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """A safetensors file whose bytes depend on the contents alone.
+
+    safetensors itself writes the header's entries in the order of a randomly seeded hash.
+    """
+    raw = save({name: t.contiguous() for name, t in sorted(tensors.items())}, dict(header))
+    length = int.from_bytes(raw[:8], "little")
+    table = json.loads(raw[8 : 8 + length])
+    table["__metadata__"] = dict(sorted(table["__metadata__"].items()))
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensor data starts at a multiple of eight
+    return len(text).to_bytes(8, "little") + text + raw[8 + length :]

@@ -1,0 +1,22 @@
+"""Write an adapter for another tool."""
+
+from pathlib import Path
+
+
+def convert(file: str | Path, out: str | Path, form: str = "kohya") -> Path:
+    """Write an adapter for another tool.
+
+    Args:
+        file: adapter file of any tool
+        out: file to write; for peft its adapter_config.json lies beside it
+        form: diffusers, peft, or kohya (A1111, ComfyUI)
+
+    Returns:
+        Path of the written weights.
+
+    Raises:
+        B4MError: for an unreadable file or an unknown form.
+    """
+    from b4m.files.adapter_files import read_adapter, write_adapter
+
+    return write_adapter(Path(out), read_adapter(Path(file)), form)

@@ -1,0 +1,37 @@
+"""Choose and caption the images of contents and styles."""
+
+from pathlib import Path
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path,
+    content: str = "",
+    style: str = "",
+    style_images: int = 5,
+    partners: int = 3,
+    seed: int = 0,
+) -> Path:
+    """Choose and caption the pictures of a content and a style.
+
+    A user's folder has content/NAME and style/NAME with pictures, and beside a picture optionally
+    its caption in a .txt file of the same name, which must hold the trigger word.
+
+    Args:
+        source: folder of an EmojiGrid, or your own folder with content/NAME and style/NAME
+        out: folder to write: pictures and manifest.csv
+        content: name of the content; several separated by commas; empty takes all of your own
+        style: name of the style; several separated by commas; empty takes all of your own
+        style_images: pictures that a style is trained on; further ones become references
+        partners: pictures of the other kind that B4M's training is accompanied by
+        seed: of every choice among pictures
+
+    Returns:
+        `out`.
+
+    Raises:
+        B4MError: for unknown names, damaged pictures, captions without their trigger.
+    """
+    from b4m.data.prepare import prepare as build
+
+    return build(Path(source), Path(out), content, style, style_images, partners, seed)
