@@ -1,12 +1,17 @@
 """Checkpoints: everything that decides the rest of a run, in one file that is whole or absent.
 
-That is the learnable parameters, the optimizers' states, the loss scale of float16 and the number
-of finished steps. Order and noise derive from the seed and the step (`b4m.train.randomness`), the
-learning rate from the step, so neither generators nor schedulers need storing.
+That is the learnable parameters and their averages, the optimizers' states, the loss scale of
+float16 and the number of finished steps. Order and noise derive from the seed and the step
+(`b4m.train.randomness`), the learning rate from the step (`b4m.train.schedule`), so neither
+generators nor schedulers need storing. A checkpoint is resumed by the code that wrote it alone: an
+adapter half trained by one version and half by another would be of neither.
 """
 
+import hashlib
+import logging
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,20 @@ from torch import Tensor
 
 from b4m.errors import B4MError
 
-_FORMAT = 1
+_FORMAT = 2
+_NO_MATTER = {"cli.py", "evaluate", "report", "tracking.py"}  # come after training, or beside it
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """SHA-256 over the library's source, as far as it can decide a result, and torch's version."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256(torch.__version__.encode())
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root)
+        if name.parts[0] not in _NO_MATTER:
+            digest.update(f"{name.as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def checkpoint_path(workdir: Path, fingerprint: str) -> Path:
@@ -30,6 +48,7 @@ def write_checkpoint(
     parameters: Mapping[str, Tensor],
     optimizers: list[dict[str, Any]],
     scaler: dict[str, Any],
+    averages: Mapping[str, Tensor],
 ) -> None:
     """Replace the checkpoint atomically: a kill at any moment leaves the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +56,10 @@ def write_checkpoint(
     content = {
         "format": _FORMAT,
         "fingerprint": fingerprint,
+        "code": code_hash(),
         "step": step,
         "parameters": {name: value.detach().cpu() for name, value in parameters.items()},
+        "averages": {name: value.detach().cpu() for name, value in averages.items()},
         "optimizers": optimizers,
         "scaler": scaler,
     }
@@ -50,7 +71,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The checkpoint of this very run, or None if there is none.
+    """The checkpoint of this very run and code, or None if there is none.
 
     Raises:
         B4MError: if the file is there but cannot be read.
@@ -61,7 +82,12 @@ def read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise B4MError(f"checkpoint {path} cannot be read; delete it to start anew") from error
-    if content.get("format") != _FORMAT or content.get("fingerprint") != fingerprint:
+    if content.get("fingerprint") != fingerprint:
+        return None
+    if content.get("format") != _FORMAT or content.get("code") != code_hash():
+        logging.getLogger(__name__).warning(
+            "checkpoint %s is of another version of b4m or torch: training starts anew", path
+        )
         return None
     return content
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from b4m.errors import B4MError
-from b4m.train.checkpoint import checkpoint_path
+from b4m.train import checkpoint, loop
+from b4m.train.checkpoint import checkpoint_path, read_checkpoint
 from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
+from b4m.train.schedule import rate_factor
 
 TARGETS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 
@@ -73,13 +75,13 @@ def test_the_steps_asked_for_are_made(
 ) -> None:
     model, shown = Line(), []
     one = group(model)
-    plan = LoopConfig(steps=7, batch_size=batch_size, accumulation=accumulation)
+    config = LoopConfig(steps=7, batch_size=batch_size, accumulation=accumulation)
 
     def watched(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         shown.extend(batch.rows)
         return step(model, batch)
 
-    fit(watched, model, [one], examples, plan, workdir=tmp_path, fingerprint="a")
+    fit(watched, model, [one], examples, config, workdir=tmp_path, fingerprint="a")
     assert isinstance(one.optimizer, Counted)
     assert one.optimizer.steps == 7
     assert len(shown) == 7 * accumulation * batch_size
@@ -94,19 +96,30 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     results = []
     for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
         model = Line()
-        plan = LoopConfig(steps=6, batch_size=batch_size, accumulation=accumulation)
-        fit(exact, model, [group(model)], 5, plan, workdir=tmp_path, fingerprint="a")
+        config = LoopConfig(steps=6, batch_size=batch_size, accumulation=accumulation)
+        fit(exact, model, [group(model)], 5, config, workdir=tmp_path, fingerprint="a")
         results.append(model.place.detach())
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("killed_after", range(1, 12))
-def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, killed_after: int) -> None:
-    plan = LoopConfig(steps=9, batch_size=2, accumulation=2, warmup=4, checkpoint_every=2)
+def test_a_killed_run_goes_on_with_the_same_bits(
+    tmp_path: Path, killed_after: int, ema_decay: float
+) -> None:
+    config = LoopConfig(
+        steps=9,
+        batch_size=2,
+        accumulation=2,
+        schedule="cosine",
+        warmup=4,
+        ema_decay=ema_decay,
+        checkpoint_every=2,
+    )
     whole = Line()
     one = group(whole)
-    fit(step, whole, [one], 5, plan, workdir=tmp_path / "a", fingerprint="a")
+    fit(step, whole, [one], 5, config, workdir=tmp_path / "a", fingerprint="a")
 
     calls = 0
 
@@ -119,10 +132,10 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, killed_after: i
 
     first = Line()
     with pytest.raises(Killed):
-        fit(deadly, first, [group(first)], 5, plan, workdir=tmp_path / "b", fingerprint="a")
+        fit(deadly, first, [group(first)], 5, config, workdir=tmp_path / "b", fingerprint="a")
     model = Line()
     two = group(model)
-    fit(step, model, [two], 5, plan, workdir=tmp_path / "b", fingerprint="a")
+    fit(step, model, [two], 5, config, workdir=tmp_path / "b", fingerprint="a")
     assert isinstance(two.optimizer, Counted)
     assert two.optimizer.steps == 9 - killed_after // 4 * 2, "finished steps are not repeated"
     for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
@@ -134,7 +147,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, killed_after: i
 
 
 def test_checkpoints_go_with_success_and_are_told_apart(tmp_path: Path) -> None:
-    plan = LoopConfig(steps=5, checkpoint_every=2)
+    config = LoopConfig(steps=5, checkpoint_every=2)
     model = Line()
 
     def deadly(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -143,14 +156,14 @@ def test_checkpoints_go_with_success_and_are_told_apart(tmp_path: Path) -> None:
         return step(model, batch)
 
     with pytest.raises(Killed):
-        fit(deadly, model, [group(model)], 5, plan, workdir=tmp_path, fingerprint="a")
+        fit(deadly, model, [group(model)], 5, config, workdir=tmp_path, fingerprint="a")
     assert checkpoint_path(tmp_path, "a").is_file()
     other = Line()
     one = group(other)
-    fit(step, other, [one], 5, plan, workdir=tmp_path, fingerprint="b")
+    fit(step, other, [one], 5, config, workdir=tmp_path, fingerprint="b")
     assert isinstance(one.optimizer, Counted)
     assert one.optimizer.steps == 5, "another run's checkpoint is not taken"
-    fit(step, model, [group(model)], 5, plan, workdir=tmp_path, fingerprint="a")
+    fit(step, model, [group(model)], 5, config, workdir=tmp_path, fingerprint="a")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,7 +174,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         fit(step, model, [group(model)], 5, LoopConfig(2), workdir=tmp_path, fingerprint="a")
 
 
-def test_learners_are_clipped_on_their_own(tmp_path: Path) -> None:
+def test_groups_are_clipped_on_their_own(tmp_path: Path) -> None:
     model = Line()
     norms: list[float] = []
 
@@ -203,35 +216,172 @@ def test_reports_are_means_and_end_with_the_last_step(tmp_path: Path) -> None:
         seen.append(losses["loss"].detach().mean())
         return losses
 
-    plan = LoopConfig(steps=25, sample_every=10)
+    config = LoopConfig(steps=25, sample_every=10)
     fit(
-        watched, model, [group(model)], 5, plan, workdir=tmp_path, fingerprint="a",
+        watched, model, [group(model)], 5, config, workdir=tmp_path, fingerprint="a",
         tracker=watch, name="content", preview=lambda step: {"picture": None},  # type: ignore[dict-item]
     )  # fmt: skip
     assert list(watch.seen) == [10, 20, 25]
     assert watch.images == [10, 20]
     wanted = float(torch.stack(seen[10:20]).mean())
     assert watch.seen[20]["content/loss"] == pytest.approx(wanted)
-    assert set(watch.seen[20]) == {"content/loss", "content/distance"}
+    names = ("loss", "distance", "grad_norm", "lr", "steps_per_second")
+    assert set(watch.seen[20]) == {f"content/{name}" for name in names}
+    assert watch.seen[20]["content/lr"] == 0.05
+    assert watch.seen[20]["content/steps_per_second"] > 1
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+def test_the_reported_gradient_norm_is_that_before_clipping_over_all_groups(
+    tmp_path: Path,
+) -> None:
+    model, watch = Line(), Watch()
+
+    def steep(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": 100 * model.place.sum() + 10 * model.slope.sum()}  # type: ignore[operator,union-attr]
+
+    groups = [
+        ParameterGroup({name: parameter}, torch.optim.SGD([parameter], lr=0.1))
+        for name, parameter in model.named_parameters()
+    ]
+    fit(
+        steep, model, groups, 5, LoopConfig(10), workdir=tmp_path, fingerprint="a", tracker=watch
+    )  # fmt: skip
+    assert watch.seen[10]["train/grad_norm"] == pytest.approx((3 * 100**2 + 3 * 10**2) ** 0.5)
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_number_that_is_not_finite_stops_the_run_before_its_step(
+    tmp_path: Path, broken: str
+) -> None:
+    config = LoopConfig(9, checkpoint_every=1)
+    whole, model = Line(), Line()
+    fit(step, whole, [group(whole)], 5, config, workdir=tmp_path / "whole", fingerprint="a")
+
+    def poisoned(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        losses = dict(step(model, batch))
+        if batch.position == 6:
+            if broken == "loss":
+                losses["loss"] = losses["loss"] * float("nan")
+            else:  # the root of 0 is finite, its slope is not
+                losses["loss"] = losses["loss"] + (0 * model.place.sum()).sqrt()  # type: ignore[operator,union-attr]
+        return losses
+
+    with pytest.raises(B4MError, match=f"train: the {broken} is not finite at step 7, .* lower"):
+        fit(poisoned, model, [group(model)], 5, config, workdir=tmp_path, fingerprint="a")
+    kept = read_checkpoint(checkpoint_path(tmp_path, "a"), "a")
+    assert kept is not None
+    assert kept["step"] == 6
+    assert torch.equal(model.place, kept["parameters"]["0.place"]), "the step was not made"
+    fit(step, model, [group(model)], 5, config, workdir=tmp_path, fingerprint="a")
+    assert torch.equal(model.place, whole.place), "the checkpoint is sound"
+
+
+def test_a_gradient_that_overflows_with_the_scaled_loss_is_left_to_the_scaler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    monkeypatch.setattr(loop.torch.amp, "GradScaler", lambda device, enabled: scaler)
+
+    def huge(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": 1e33 * model.place.sum()}  # type: ignore[operator,union-attr]
+
     model = Line()
+    one = group(model)
+    fit(huge, model, [one], 5, LoopConfig(8), workdir=tmp_path, fingerprint="a")
+    assert isinstance(one.optimizer, Counted)
+    assert one.optimizer.steps == 8 - 2, "2 ** 20 and 2 ** 19 times 1e33 are too large for float32"
+    assert torch.isfinite(model.place).all()
 
-    def broken(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return {"loss": model.place.sum() * float("nan")}  # type: ignore[operator,union-attr]
 
-    with pytest.raises(B4MError, match="lower the learning rate"):
-        fit(broken, model, [group(model)], 5, LoopConfig(30), workdir=tmp_path, fingerprint="a")
+def test_a_checkpoint_of_other_code_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = LoopConfig(steps=5, checkpoint_every=2)
+
+    def deadly(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        if batch.position == 3:
+            raise Killed
+        return step(model, batch)
+
+    model = Line()
+    with pytest.raises(Killed):
+        fit(deadly, model, [group(model)], 5, config, workdir=tmp_path, fingerprint="a")
+    monkeypatch.setattr(checkpoint, "code_hash", lambda: "of the next version")
+    other = Line()
+    one = group(other)
+    fit(step, other, [one], 5, config, workdir=tmp_path, fingerprint="a")
+    assert isinstance(one.optimizer, Counted)
+    assert one.optimizer.steps == 5
+    assert "training starts anew" in caplog.text
 
 
-@pytest.mark.parametrize("field", ["steps", "batch_size", "accumulation"])
-def test_plans_without_a_step_are_refused(field: str) -> None:
-    with pytest.raises(B4MError, match=f"{field}=0 must be 1 or more"):
-        LoopConfig(**{"steps": 1, field: 0})
+def test_the_result_is_the_average_of_the_steps_where_one_is_asked_for(tmp_path: Path) -> None:
+    places: list[Tensor] = []
+
+    class Sees(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            super().step()
+            places.append(self.param_groups[0]["params"][0].detach().clone())
+
+    previewed: list[Tensor] = []
+
+    def preview(finished: int) -> Mapping[str, object]:
+        previewed.append(model.place.detach().clone())
+        return {}
+
+    model = Line()
+    one = ParameterGroup(dict(model.named_parameters()), Sees(model.parameters(), lr=0.3))
+    config = LoopConfig(steps=30, ema_decay=0.6, sample_every=20)
+    fit(
+        step, model, [one], 5, config, workdir=tmp_path, fingerprint="a",
+        preview=preview,  # type: ignore[arg-type]
+    )  # fmt: skip
+    averages = [torch.zeros(3)]
+    for number, place in enumerate(places, start=1):
+        decay = min(0.6, (1 + number) / (10 + number))
+        averages.append(decay * averages[-1] + (1 - decay) * place)
+    torch.testing.assert_close(model.place.detach(), averages[30])
+    torch.testing.assert_close(previewed[0], averages[20])
+    assert len(places) == 30
+    assert not torch.allclose(places[-1], averages[30], atol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_schedules_fall_as_those_of_diffusers_do(schedule: str) -> None:
+    from diffusers.optimization import get_scheduler
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=40)
+    for index in range(40):
+        if index >= 5:  # their warm-up starts with a step of rate zero
+            expected = optimizer.param_groups[0]["lr"]
+            assert rate_factor(schedule, index, 40, 5) == pytest.approx(expected, abs=1e-12)
+        else:
+            assert rate_factor(schedule, index, 40, 5) == pytest.approx((index + 1) / 5)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps", 0, "steps=0 must be 1 or more"),
+        ("batch_size", 0, "batch_size=0 must be 1 or more"),
+        ("accumulation", 0, "accumulation=0 must be 1 or more"),
+        ("warmup", -1, "warmup=-1 must be 0 or more"),
+        ("schedule", "cosin", "schedule='cosin' must be constant or cosine or linear"),
+        ("ema_decay", 1.0, r"ema_decay=1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_settings_that_no_training_can_have_are_refused(
+    field: str, value: object, message: str
+) -> None:
+    with pytest.raises(B4MError, match=message):
+        LoopConfig(**{"steps": 1, field: value})  # type: ignore[arg-type]
 
 
 def test_no_example_is_an_error(tmp_path: Path) -> None:
     model = Line()
-    with pytest.raises(B4MError, match="no picture to train on"):
+    with pytest.raises(B4MError, match="no image to train on"):
         fit(step, model, [group(model)], 0, LoopConfig(1), workdir=tmp_path, fingerprint="a")
