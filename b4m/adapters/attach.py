@@ -1,54 +1,39 @@
-"""Put deltas onto the linears of a UNet, by forward hooks: y <- y + delta(x).
+"""Put deltas onto the linears of a model, by forward hooks: y <- y + delta(x).
 
 Weights of the base are never touched and no dense dW is formed, so a set of deltas can be taken
-off, exchanged or trained at any time, and one UNet serves every method.
+off, exchanged or trained at any time, and one model serves every method.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from b4m.errors import B4MError
 
-ATTENTION = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$")
-
-
-def attention_linears(unet: nn.Module) -> dict[str, nn.Linear]:
-    """The linears that adapters are trained on: to_q, to_k, to_v, to_out.0 of attn1 and attn2.
-
-    Returns:
-        The UNet's linears by module path, in the UNet's order; 560 of them in SDXL.
-    """
-    return {
-        name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, nn.Linear) and ATTENTION.search(name)
-    }
-
 
 class AdaptedModel(nn.Module):
-    """A frozen UNet with named sets of deltas, of which one or none is in use.
+    """A frozen model with named sets of deltas, of which one or none is in use.
 
-    The deltas are submodules, so DDP, `.to()` and `parameters()` see them; the UNet's own
-    parameters are set to need no gradient. With gradient checkpointing, keep one set in use from
-    forward to backward: the forward runs again in between.
+    The deltas are submodules, so DDP, `.to()` and `parameters()` see them; the model's own
+    parameters are set to need no gradient. It is called as the model is. With gradient
+    checkpointing, keep one set in use from forward to backward: the forward runs again in between.
 
     Args:
-        unet: a diffusers UNet, called as unet(x, t, encoder_hidden_states=, added_cond_kwargs=).
+        model: any module with named linears: a UNet, a transformer, a text encoder.
         deltas: by module path of the linear; becomes the set "merged", which is then in use.
 
     Raises:
-        B4MError: when a delta names a module that the UNet lacks, or has another shape.
+        B4MError: when a delta names a module that the model lacks, or has another shape.
     """
 
-    def __init__(self, unet: nn.Module, deltas: Mapping[str, nn.Module]) -> None:
+    def __init__(self, model: nn.Module, deltas: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.unet = unet
-        self.unet.requires_grad_(False)
+        self.model = model
+        self.model.requires_grad_(False)
         self.sets = nn.ModuleDict()
         self.active: str | None = None
         self._hooks: dict[str, RemovableHandle] = {}
@@ -57,11 +42,11 @@ class AdaptedModel(nn.Module):
 
     def add(self, name: str, deltas: Mapping[str, nn.Module]) -> None:
         """Add (or replace) a named set of deltas; `use` puts it to work."""
-        linears = {n: m for n, m in self.unet.named_modules() if isinstance(m, nn.Linear)}
+        linears = {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
         unknown = [layer for layer in deltas if layer not in linears]
         if unknown:
             raise B4MError(
-                f"{len(unknown)} of {len(deltas)} layers are no linears of this base, e.g. "
+                f"{len(unknown)} of {len(deltas)} layers are not linears of this base, e.g. "
                 f"{', '.join(unknown[:3])}; is the adapter made for another base?"
             )
         for layer, delta in deltas.items():
@@ -81,31 +66,17 @@ class AdaptedModel(nn.Module):
         """The deltas of a set by module path."""
         return {_layer(key): delta for key, delta in self._set(name).items()}
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t: Tensor | float | int,
-        encoder_hidden_states: Tensor,
-        added_cond_kwargs: Mapping[str, Tensor],
-    ) -> Tensor:
-        """The UNet's raw output with the set in use."""
-        output = self.unet(
-            x_BCHW,
-            t,
-            encoder_hidden_states=encoder_hidden_states,
-            added_cond_kwargs=dict(added_cond_kwargs),
-            return_dict=False,
-        )
-        prediction: Tensor = output[0]
-        return prediction
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model outputs with the set in use."""
+        return self.model(*args, **kwargs)
 
     def remove(self) -> nn.Module:
-        """Take every hook off and return the UNet as it was, still without gradients."""
+        """Take every hook off and return the model as it was, still without gradients."""
         for handle in self._hooks.values():
             handle.remove()
         self._hooks.clear()
         self.active = None
-        return self.unet
+        return self.model
 
     def _set(self, name: str) -> nn.ModuleDict:
         chosen = self.sets[name]

@@ -62,7 +62,6 @@ class Metadata:
             if getattr(self, f.name) not in ("", {}) or f.name == "method"
         }
         header["modelspec.sai_model_spec"] = "1.0.0"
-        header["modelspec.architecture"] = "stable-diffusion-xl-v1-base/lora"
         header["modelspec.implementation"] = "diffusers"
         header["modelspec.title"] = self.concept or self.method or "adapter"
         if self.triggers:

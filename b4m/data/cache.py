@@ -6,7 +6,6 @@ of the encoders, and written atomically, so several processes may share a folder
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from b4m.bases.sdxl.conditioning import Conditioning, encode_prompts
-from b4m.bases.sdxl.latents import encode_images
-from b4m.bases.sdxl.load import Base
+from b4m.bases.base import Base, Conditioning
+from b4m.io import replacing
 
 _SAMPLED = 64  # numbers of each weight that the fingerprint looks at
 
@@ -25,12 +23,12 @@ _SAMPLED = 64  # numbers of each weight that the fingerprint looks at
 class Cache:
     """Latents and text embeddings of one base in one folder.
 
-    After use the VAE and the text encoders are put to rest: `Base.rest`.
+    After use the encoders are taken off the accelerator: `Base.offload`.
     """
 
     def __init__(self, folder: Path, base: Base) -> None:
         self._base = base
-        key = f"{base.hash}-{base.pixels}-{_fingerprint((base.vae, *base.text_encoders))}"
+        key = f"{base.hash}-{base.pixels}-{_fingerprint(base.helpers)}"
         self._folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def latents(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
@@ -38,7 +36,7 @@ class Cache:
         keys = [_digest(f"{p.size}".encode(), p.tobytes()) for p in images]
 
         def encode(index: int) -> dict[str, Tensor]:
-            mean_1CHW, std_1CHW = encode_images(self._base, [images[index]])
+            mean_1CHW, std_1CHW = self._base.encode_images([images[index]])
             return {"mean": mean_1CHW[0], "std": std_1CHW[0]}
 
         entries = self._entries("latents", keys, encode)
@@ -52,13 +50,12 @@ class Cache:
         keys = [_digest(caption.encode()) for caption in captions]
 
         def encode(index: int) -> dict[str, Tensor]:
-            encoded = encode_prompts(self._base, [captions[index]])
-            return {"hidden": encoded.hidden_BTD[0], "pooled": encoded.pooled_BP[0]}
+            encoded = self._base.encode_prompts([captions[index]])
+            return {name: value[0] for name, value in encoded.tensors.items()}
 
         entries = self._entries("texts", keys, encode)
         return Conditioning(
-            torch.stack([entry["hidden"] for entry in entries]),
-            torch.stack([entry["pooled"] for entry in entries]),
+            {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
         )
 
     def _entries(
@@ -82,9 +79,9 @@ class Cache:
 
 
 def _write(path: Path, entry: dict[str, Tensor]) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({name: value.detach().cpu().contiguous() for name, value in entry.items()}, partial)
-    os.replace(partial, path)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in entry.items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial)
 
 
 def _digest(*parts: bytes) -> str:
@@ -95,7 +92,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _fingerprint(modules: Sequence[nn.Module]) -> str:
-    """Tell encoders apart by some numbers of each weight; the UNet's hash says nothing of them."""
+    """Tell encoders apart by some numbers of each weight; the denoiser's hash says nothing of them."""
     digest = hashlib.sha256()
     for module in modules:
         for name, value in module.state_dict().items():

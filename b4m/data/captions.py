@@ -8,7 +8,7 @@ Partners of multi-correspondence training carry the same trigger as the concept 
 words for what they really are: "a lion in w@z flat sticker style", "a snq vehicle".
 """
 
-from b4m.config import CONTENT_TRIGGER, STYLE_TRIGGER
+from b4m.settings import CONTENT_TRIGGER, STYLE_TRIGGER
 from b4m.errors import B4MError
 
 

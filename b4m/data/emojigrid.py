@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from b4m.config import CONTENT_TRIGGER, STYLE_TRIGGER
+from b4m.settings import CONTENT_TRIGGER, STYLE_TRIGGER
 from b4m.data.captions import content_caption, merged_caption, style_caption, with_article
 from b4m.data.manifest import MANIFEST, ManifestRow
 from b4m.data.request import Request

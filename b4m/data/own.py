@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from random import Random
 
-from b4m.config import CONTENT_TRIGGER, STYLE_TRIGGER
+from b4m.settings import CONTENT_TRIGGER, STYLE_TRIGGER
 from b4m.data.captions import check_trigger, content_caption, style_caption, with_article
 from b4m.data.images import SUFFIXES, images_in
 from b4m.data.manifest import ManifestRow

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from b4m import __version__
-from b4m.config import DEFAULT_EVALUATOR
 from b4m.data.images import load_image
 from b4m.errors import B4MError
 from b4m.evaluate import scores
@@ -38,6 +37,7 @@ from b4m.evaluate.tables import (
     Subject,
     write_scores,
 )
+from b4m.settings import DEFAULT_EVALUATOR
 
 _DECODED_TOGETHER = 256
 

@@ -23,26 +23,29 @@ from torch import Tensor
 
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
+from b4m.bases.family import Family
 from b4m.errors import B4MError
 from b4m.files import keys
+from b4m.files.read import Address
 
 FORMS = ("diffusers", "peft", "kohya")
-Address = tuple[str, str]  # network and module path
 
 
-def tensors(form: str, pairs: Mapping[Address, LowRank], dtype: torch.dtype) -> dict[str, Tensor]:
+def tensors(
+    form: str, family: Family, pairs: Mapping[Address, LowRank], dtype: torch.dtype
+) -> dict[str, Tensor]:
     """The form's tensors by name, on the CPU and in the storage dtype."""
     found: dict[str, Tensor] = {}
     largest = max(pair.rank for pair in pairs.values())
     for (network, module), pair in pairs.items():
         if form == "kohya":
-            down, up, alpha = keys.kohya_names(network, module)
+            down, up, alpha = keys.kohya_names(family, network, module)
             found[alpha] = torch.tensor(float(largest))
             pair = pair if pair.rank == largest else pair.scale(pair.rank / largest)
         elif form == "peft":
             down, up = keys.peft_names(module)
         else:
-            down, up = keys.diffusers_names(network, module)
+            down, up = keys.diffusers_names(family, network, module)
         found[down], found[up] = pair.down, pair.up
     return {
         name: tensor.detach().cpu().to(torch.float32 if tensor.ndim == 0 else dtype)
@@ -50,21 +53,21 @@ def tensors(form: str, pairs: Mapping[Address, LowRank], dtype: torch.dtype) -> 
     }
 
 
-def header(form: str, pairs: Mapping[Address, LowRank], metadata: Metadata) -> dict[str, str]:
+def header(
+    form: str, family: Family, pairs: Mapping[Address, LowRank], metadata: Metadata
+) -> dict[str, str]:
     """The form's header; kohya's has sd-scripts' keys, which A1111 shows and trainers read."""
-    found = {"format": "pt", **metadata.to_header()}
+    found = {"format": "pt", **metadata.to_header(), **family.file_header}
     if form != "kohya":
         return found
     rank = max(pair.rank for pair in pairs.values())
     found |= {
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "ss_base_model_version": "sdxl_base_v1-0",
+        **family.kohya_header,
         "ss_network_alpha": str(float(rank)),
         "ss_network_dim": str(rank),
         "ss_network_module": "networks.lora",
         "ss_output_name": metadata.concept or metadata.method or "adapter",
         "ss_seed": str(metadata.seed),
-        "ss_v2": "False",
     }
     if metadata.triggers:
         tags = {trigger: 1 for trigger in metadata.triggers.values()}
@@ -72,13 +75,15 @@ def header(form: str, pairs: Mapping[Address, LowRank], metadata: Metadata) -> d
     return found
 
 
-def peft_config(pairs: Mapping[Address, LowRank], metadata: Metadata) -> dict[str, Any]:
+def peft_config(
+    family: Family, pairs: Mapping[Address, LowRank], metadata: Metadata
+) -> dict[str, Any]:
     """PEFT's LoraConfig for these pairs: alpha = rank everywhere, unusual ranks by pattern.
 
     Raises:
         B4MError: for pairs of the text encoders, since PEFT's form holds one network.
     """
-    if any(network != keys.UNET for network, _ in pairs):
+    if any(network != family.denoiser for network, _ in pairs):
         raise B4MError(
             "PEFT's form holds one network and this adapter also has text encoder layers; "
             "write the diffusers or kohya form"

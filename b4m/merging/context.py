@@ -1,45 +1,60 @@
-"""What a merge is given besides its adapters: the base when it needs one, data, settings, tracker.
+"""What a merge is given besides its adapters: settings, and what learning needs."""
 
-`Tracker` is what the training floor needs of a tracker; `b4m.tracking` implements it with MLflow.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from b4m.adapters.adapter import Adapter
-from b4m.bases.sdxl.load import Base, shared_base
-from b4m.config import MergeSettings
+from b4m.bases.base import Base
 from b4m.errors import B4MError
+from b4m.settings import Settings
 from b4m.train.loop import NullTracker, Tracker
 
-__all__ = ["MergeContext", "NullTracker", "Tracker", "require_same_base"]
+S_co = TypeVar("S_co", bound=Settings, covariant=True)
 
 
 @dataclass(frozen=True)
-class MergeContext:
+class MergeContext(Generic[S_co]):
     """The surroundings of one merge.
 
-    Closed-form merges never call `load`, so they need neither the base's weights nor its memory.
+    Attributes:
+        settings: what the method reads.
+        loaded: the base; closed-form merges need none.
+        data: prepared folder with the images of both concepts; only learned merges need it.
+        workdir: for caches and checkpoints.
+        tracker: gets losses.
     """
 
-    base_id: str
-    settings: MergeSettings = field(default_factory=MergeSettings)
-    data_dir: Path | None = None
+    settings: S_co
+    loaded: Base | None = None
+    data: Path | None = None
     workdir: Path = Path("runs/work")
     tracker: Tracker = field(default_factory=NullTracker)
-    loader: Callable[[str], Base] | None = None
 
-    def load(self) -> Base:
-        """The base model, loaded at the first call and kept."""
-        return self._base
+    @property
+    def base(self) -> Base:
+        """The base model.
 
-    @cached_property
-    def _base(self) -> Base:
-        if self.loader is not None:
-            return self.loader(self.base_id)
-        return shared_base(self.base_id, self.settings.precision)
+        Raises:
+            B4MError: without one.
+        """
+        if self.loaded is None:
+            raise B4MError("this merge learns, so it needs the base model; give it with --base")
+        return self.loaded
+
+    @property
+    def folder(self) -> Path:
+        """The prepared folder.
+
+        Raises:
+            B4MError: without one.
+        """
+        if self.data is None:
+            raise B4MError(
+                "this merge learns from the images of both concepts; give the prepared folder "
+                "with --data"
+            )
+        return self.data
 
 
 def require_same_base(content: Adapter, style: Adapter, base: Base | None = None) -> None:

@@ -6,7 +6,7 @@ layers of the text encoders follow the same rule as those of the UNet.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
-from b4m.config import MergeSettings
 from b4m.errors import B4MError
-from b4m.train.run import code_version
+from b4m.merging.context import require_same_base
+from b4m.settings import MergeSettings, Settings
+from b4m.version import code_version
 
 Layers = dict[str, LowRank]
 Pairs = dict[str, tuple[LowRank, LowRank]]
@@ -26,7 +27,7 @@ Result = TypeVar("Result")
 RankRule = Callable[[LowRank, LowRank], int]
 
 
-def combine(
+def merge_layers(
     method: str,
     content: Adapter,
     style: Adapter,
@@ -34,7 +35,7 @@ def combine(
     rule: Rule,
     rank: RankRule | None = None,
 ) -> Adapter:
-    """Apply a closed-form rule to every layer, UNet and text encoders, in the order of the names.
+    """Apply a closed-form rule to every layer, in the order of the names, text encoders last.
 
     Args:
         method: name that the file carries.
@@ -45,15 +46,16 @@ def combine(
         rank: instead of that setting, the largest rank of a layer.
 
     Raises:
-        B4MError: if the shapes of a layer disagree.
+        B4MError: if the adapters are of two bases, or the shapes of a layer disagree.
     """
+    require_same_base(content, style)
     outcome: list[Layers] = []
     ranks: dict[str, int] = {}
-    for mine, theirs in (
+    for content_layers, style_layers in (
         (content.layers, style.layers),
         (content.text_layers, style.text_layers),
     ):
-        pairs = paired(mine, theirs)
+        pairs = paired(content_layers, style_layers)
         outcome.append({name: rule(*both) for name, both in pairs.items()})
         for name, both in pairs.items():
             ranks[name] = rank(*both) if rank is not None else settings.rank
@@ -93,11 +95,12 @@ def describe(
     method: str,
     content: Adapter,
     style: Adapter,
-    settings: MergeSettings,
+    settings: Settings,
     notes: Mapping[str, Any] | None = None,
 ) -> Metadata:
     """Metadata of a merged adapter: names and words of both sides, the base, all settings."""
     first, second = content.metadata, style.metadata
+    values = settings.model_dump()
     names = first.content or first.concept, second.style or second.concept
     return Metadata(
         method=method,
@@ -111,8 +114,8 @@ def describe(
         base_hash=first.base_hash or second.base_hash,
         data_hash="+".join(part for part in (first.data_hash, second.data_hash) if part),
         code_version=code_version(),
-        seed=settings.seed,
-        config={"settings": asdict(settings), **(notes or {})},
+        seed=values.get("seed", 0),
+        config={"settings": values, **(notes or {})},
     )
 
 

@@ -21,8 +21,12 @@ from b4m.errors import B4MError
 AXES = ("rank", "rows", "columns")
 
 
-class Masked(nn.Module):
+class MaskedSum(nn.Module):
     """Two frozen pairs under learnable masks, all ones at the start (the direct merge).
+
+    Masks meet the small factors, not the activations: column masks multiply D (r x I) instead of x
+    (tokens x I), row masks multiply U instead of y. Both adapters' factors lie side by side, so
+    that two matrix products do the work.
 
     Args:
         content: content's pair; rank 0 where the content adapter lacks the layer.
@@ -34,10 +38,8 @@ class Masked(nn.Module):
         m_style: style's mask.
     """
 
-    up_content: Tensor
-    down_content: Tensor
-    up_style: Tensor
-    down_style: Tensor
+    up: Tensor
+    down: Tensor
 
     def __init__(self, content: LowRank, style: LowRank, axis: str = "rank") -> None:
         super().__init__()
@@ -45,54 +47,51 @@ class Masked(nn.Module):
         if shapes[0] != shapes[1]:
             raise B4MError(f"content is {shapes[0]} and style is {shapes[1]}; masks need one layer")
         self.axis = axis
-        for kind, pair in (("content", content), ("style", style)):
-            self.register_buffer(f"up_{kind}", pair.up.detach())
-            self.register_buffer(f"down_{kind}", pair.down.detach())
+        self.split = content.rank
+        both = content + style
+        self.register_buffer("up", both.up.detach())
+        self.register_buffer("down", both.down.detach())
         device = content.up.device
         self.m_content = nn.Parameter(torch.ones(mask_size(content, axis), device=device))
         self.m_style = nn.Parameter(torch.ones(mask_size(style, axis), device=device))
 
     @property
     def content(self) -> LowRank:
-        """Content's frozen pair."""
-        return LowRank(self.up_content, self.down_content)
+        """Content's frozen pair, a view."""
+        return LowRank(self.up[:, : self.split], self.down[: self.split])
 
     @property
     def style(self) -> LowRank:
-        """Style's frozen pair."""
-        return LowRank(self.up_style, self.down_style)
+        """Style's frozen pair, a view."""
+        return LowRank(self.up[:, self.split :], self.down[self.split :])
 
     @property
     def out_features(self) -> int:
         """O of the linear that this is added to."""
-        return self.up_content.shape[0]
+        return self.up.shape[0]
 
     @property
     def in_features(self) -> int:
         """I of the linear that this is added to."""
-        return self.down_content.shape[1]
+        return self.down.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._one(x, self.up_content, self.down_content, self.m_content) + self._one(
-            x, self.up_style, self.down_style, self.m_style
-        )
+        dtype, split = x.dtype, self.split
+        up_OR, down_RI = self.up.to(dtype), self.down.to(dtype)
+        m_content, m_style = (m.to(dtype) for m in (self.m_content, self.m_style))
+        if self.axis == "rank":
+            return linear(linear(x, down_RI) * torch.cat([m_content, m_style]), up_OR)
+        if self.axis == "columns":
+            masked = [down_RI[:split] * m_content, down_RI[split:] * m_style]
+            return linear(linear(x, torch.cat(masked)), up_OR)
+        masked = [up_OR[:, :split] * m_content[:, None], up_OR[:, split:] * m_style[:, None]]
+        return linear(linear(x, down_RI), torch.cat(masked, dim=1))
 
     def lowrank(self) -> LowRank:
         """The masked sum as one pair of rank r_c + r_s, exact and detached."""
         with torch.no_grad():
             content = apply_mask(self.content, self.m_content, self.axis)
             return content + apply_mask(self.style, self.m_style, self.axis)
-
-    def _one(self, x: Tensor, up_OR: Tensor, down_RI: Tensor, mask: Tensor) -> Tensor:
-        dtype = x.dtype
-        mask = mask.to(dtype)
-        if self.axis == "columns":
-            x = x * mask
-        hidden = linear(x, down_RI.to(dtype))
-        if self.axis == "rank":
-            hidden = hidden * mask
-        y = linear(hidden, up_OR.to(dtype))
-        return y * mask if self.axis == "rows" else y
 
 
 def apply_mask(pair: LowRank, mask: Tensor, axis: str) -> LowRank:

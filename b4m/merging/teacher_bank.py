@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
-from b4m.bases.sdxl import Base, Conditioning, add_noise
+from b4m.bases.base import Base, Conditioning
 from b4m.data.cache import Cache
 from b4m.data.captions import merged_caption
 from b4m.data.manifest import ManifestRow, read_manifest, training_rows
@@ -69,7 +69,7 @@ class Bank:
 
 
 def read_concept_images(
-    base: Base, folder: Path | None, content: Adapter, style: Adapter, workdir: Path
+    base: Base, folder: Path, content: Adapter, style: Adapter, workdir: Path
 ) -> tuple[ConceptImages, ConceptImages]:
     """The training pictures of both adapters' concepts, encoded once and kept below `workdir`.
 
@@ -82,10 +82,8 @@ def read_concept_images(
         workdir: the cache of latents and text embeddings lies here.
 
     Raises:
-        B4MError: without a folder, or if it does not hold the concepts.
+        B4MError: if the folder does not hold the concepts.
     """
-    if folder is None:
-        raise B4MError("a learned merge needs the pictures of both concepts; give the data folder")
     manifest = read_manifest(folder)
     cache = Cache(workdir / "cache", base)
     of_content = _concept_rows(manifest, "content", content.metadata.content)
@@ -113,33 +111,21 @@ def build_bank(
         style: pictures of the style.
         entries: K, 1 or more.
         seed: of the pictures' order, posterior samples, noise and timesteps.
-
-    Raises:
-        B4MError: for fewer than one entry.
     """
-    if entries < 1:
-        raise B4MError(f"bank={entries}; a bank needs at least one entry")
     generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "bank"))
     size = (entries, *content.mean_NCHW.shape[1:])
     noise_KCHW = torch.randn(size, generator=generator).to(base.device)
-    t_K = _stratified(entries, len(base.scheduler.alphas_cumprod), generator).to(base.device)
+    t_K = base.noising.stratified_times(entries, generator).to(base.device)
 
     def side(images: ConceptImages, name: str) -> BankHalf:
         rows = ShuffledIndices(len(images), entries, seed, name).batch(0)
         jitter_KCHW = torch.randn(size, generator=generator)
         x0_KCHW = images.mean_NCHW[rows] + images.std_NCHW[rows] * jitter_KCHW.to(images.std_NCHW)
-        noisy_KCHW = add_noise(base, x0_KCHW.to(base.device), noise_KCHW, t_K)
+        noisy_KCHW = base.noising.add(x0_KCHW.to(base.device), noise_KCHW, t_K)
         prompts = images.prompts[rows].to(base.device)
         return BankHalf(noisy_KCHW, prompts, images.joint_prompt[rows].to(base.device))
 
     return Bank(side(content, "content"), side(style, "style"), noise_KCHW, t_K)
-
-
-def _stratified(entries: int, steps: int, generator: torch.Generator) -> Tensor:
-    """One timestep from each of K equal parts of [0, steps), in shuffled order."""
-    place_K = torch.rand(entries, generator=generator) + torch.arange(entries)
-    t_K = (place_K * steps / entries).long().clamp(max=steps - 1)
-    return t_K[torch.randperm(entries, generator=generator)]
 
 
 def _concept_rows(manifest: Sequence[ManifestRow], kind: str, concept: str) -> list[ManifestRow]:

@@ -1,52 +1,168 @@
-"""The methods by name. One module is one paper; a module is imported when its method is asked for.
+"""The methods by name. One module is one paper; a row here says what everybody must know of it.
 
-A trainer is `train(kind, data_dir, concept, base, settings, workdir, tracker) -> Adapter`, a merge
-is `merge(content, style, context) -> Adapter`, a sampler builds a step hook for `sdxl.sample`.
+A module holds what it can do as objects of this module's kinds:
+
+    TRAINING   how an adapter is trained, and what its training reads
+    MERGE      how two adapters become one
+    SAMPLER    how two adapters act together while an image is generated
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from b4m.errors import B4MError
+from b4m.settings import Settings, TrainSettings
 
-__all__ = ["MERGES", "SAMPLERS", "TRAINERS"]
+if TYPE_CHECKING:
+    from b4m.adapters.adapter import Adapter
+    from b4m.data.manifest import ManifestRow
+    from b4m.merging.context import MergeContext
+    from b4m.train.run import Run
+
+Rows = Callable[[Sequence["ManifestRow"], str, str], "list[ManifestRow]"]
 
 
-_MODULES = {"b4m": "break_for_make"}
+@dataclass(frozen=True)
+class Method:
+    """What the planner, the command line and the report know of a method.
+
+    Attributes:
+        label: its name in reports.
+        training: the way of training that its adapters need, see `TRAININGS`.
+        result: "file", one merged adapter; "images", a rule that acts while sampling and has no
+            file; "adapter", one adapter trained on both concepts, nothing to merge.
+        learned: its merge trains something, so it needs the base and the images.
+        module: its module, if it has another name.
+    """
+
+    label: str
+    training: str = "lora"
+    result: Literal["file", "images", "adapter"] = "file"
+    learned: bool = False
+    module: str = ""
 
 
-class _Registry(Mapping[str, Callable[..., Any]]):
-    """Functions by method name; looking one up imports its module."""
+@dataclass(frozen=True)
+class Training:
+    """A way of training.
 
-    def __init__(self, verb: str, attribute: str, names: tuple[str, ...]) -> None:
-        self._verb = verb
-        self._attribute = attribute
-        self._names = names
+    Attributes:
+        settings: what it reads.
+        train: trains the run's adapter.
+        rows: the lines of a manifest that it is shown, of all lines, kind and concept.
+    """
 
-    def __getitem__(self, name: str) -> Callable[..., Any]:
-        if name not in self._names:
-            known = ", ".join(self._names)
-            raise B4MError(f"unknown method {name!r} to {self._verb} with; known: {known}")
-        function: Callable[..., Any] = getattr(
-            import_module(f"b4m.methods.{_MODULES.get(name, name)}"), self._attribute
+    settings: type[TrainSettings]
+    train: "Callable[[Run[Any]], Adapter]"
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A rule that makes one adapter of a content and a style adapter.
+
+    Attributes:
+        settings: what it reads.
+        merge: the rule.
+    """
+
+    settings: type[Settings]
+    merge: "Callable[[Adapter, Adapter, MergeContext[Any]], Adapter]"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A rule that combines a content and a style adapter while an image is generated.
+
+    Attributes:
+        settings: what it reads.
+        sampler: gives the deltas and the step hook for `bases.sampling.sample`.
+    """
+
+    settings: type[Settings]
+    sampler: Callable[..., Any]
+
+
+METHODS: Mapping[str, Method] = {
+    "b4m": Method("B4M", training="b4m", learned=True, module="break_for_make"),
+    "duolora": Method("DuoLoRA", learned=True),
+    "ziplora": Method("ZipLoRA", learned=True),
+    "nplora": Method("NP-LoRA"),
+    "blora": Method("B-LoRA", training="blora"),
+    "klora": Method("K-LoRA", result="images"),
+    "joint": Method("joint training", training="joint", result="adapter"),
+    "direct": Method("direct merge"),
+    "svd": Method("SVD merge"),
+    "ties": Method("TIES"),
+    "dare": Method("DARE"),
+}
+TRAININGS = ("lora", "b4m", "blora", "joint")
+
+
+def method(name: str) -> Method:
+    """The row of a method.
+
+    Raises:
+        B4MError: for an unknown name.
+    """
+    return METHODS[_known(name, METHODS, "method")]
+
+
+def training(name: str) -> Training:
+    """A way of training; imports its module.
+
+    Raises:
+        B4MError: for an unknown name.
+    """
+    found: Training = _module(_known(name, TRAININGS, "way of training")).TRAINING
+    return found
+
+
+def merge_rule(name: str) -> Merge:
+    """The merge of a method; imports its module.
+
+    Raises:
+        B4MError: for an unknown name, or a method that has no merged file.
+    """
+    row = method(name)
+    if row.result == "images":
+        raise B4MError(
+            f"{name} chooses anew at every step, so it has no file: give both adapters to "
+            f"`b4m sample --adapter CONTENT STYLE --combine {name}`"
         )
-        return function
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+    if row.result == "adapter":
+        raise B4MError(
+            f"{name} trains one adapter on both concepts, so there is nothing to merge: use "
+            f"`b4m train --kind {name} --method {row.training}`"
+        )
+    found: Merge = _module(name).MERGE
+    return found
 
 
-TRAINERS = _Registry("train", "train", ("b4m", "lora", "joint", "blora"))
-MERGES = _Registry(
-    "merge",
-    "merge",
-    ("b4m", "direct", "svd", "ties", "dare", "nplora", "blora", "ziplora", "duolora"),
-)
-SAMPLERS = _Registry("sample", "sampler", ("klora",))
+def sampler(name: str) -> Sampler:
+    """The sampler of a method; imports its module.
+
+    Raises:
+        B4MError: for a name of none.
+    """
+    samplers = [key for key, row in METHODS.items() if row.result == "images"]
+    found: Sampler = _module(_known(name, samplers, "way to combine adapters")).SAMPLER
+    return found
+
+
+def names(result: str) -> list[str]:
+    """The methods with a result of this kind."""
+    return [name for name, row in METHODS.items() if row.result == result]
+
+
+def _known(name: str, known: Mapping[str, object] | Sequence[str], what: str) -> str:
+    if name not in known:
+        raise B4MError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+    return name
+
+
+def _module(name: str) -> Any:
+    row = METHODS.get(name)
+    return import_module(f"b4m.methods.{row.module if row and row.module else name}")

@@ -9,61 +9,40 @@ group cannot absorb the rest of the picture meanwhile. Its alphas scale both fac
 square; here a weight scales dW once.
 """
 
-from pathlib import Path
-
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
-from b4m.bases.sdxl.blocks import BLORA, select
-from b4m.bases.sdxl.load import Base
-from b4m.config import TrainSettings
+from b4m.bases import family_of
 from b4m.data.manifest import training_rows
 from b4m.errors import B4MError
 from b4m.merging.context import MergeContext, require_same_base
 from b4m.merging.layerwise import describe, truncated
-from b4m.train.loop import Tracker
-from b4m.train.plain import train_pairs
+from b4m.methods import Merge, Training
+from b4m.settings import MergeSettings
+from b4m.train.plain import PairSettings, train_pairs
 from b4m.train.run import Run
 
 
-def train(
-    kind: str,
-    data_dir: Path,
-    concept: str,
-    base: Base,
-    settings: TrainSettings,
-    workdir: Path,
-    tracker: Tracker | None = None,
-) -> Adapter:
-    """Train the attention group of this kind.
-
-    Args:
-        kind: "content" or "style".
-        data_dir: prepared data folder.
-        concept: name of the content or style in it.
-        base: the model to adapt.
-        settings: rank, steps, learning rate and so on; `blocks` may only narrow the group.
-        workdir: for caches and the checkpoint.
-        tracker: gets losses and sample pictures.
+def train(run: Run[PairSettings]) -> Adapter:
+    """Train the attention group of the run's kind; `blocks` may only narrow it.
 
     Raises:
-        B4MError: if the data has no such concept, or the kind is another.
+        B4MError: for another kind than content or style.
     """
-    if kind not in BLORA:
-        raise B4MError(f"blora trains content or style, not {kind!r}")
-    run = Run.open("blora", kind, concept, data_dir, base, settings, workdir)
-    rows = training_rows(run.rows, kind, concept)
-    linears = run.linears(f"blora-{kind}")
-    chosen = select(linears, settings.blocks)
-    return train_pairs(run, rows, {name: linears[name] for name in chosen}, tracker)
+    if run.kind not in ("content", "style"):
+        raise B4MError(f"blora trains content or style, not {run.kind!r}")
+    linears = run.linears(f"blora-{run.kind}")
+    kept = run.base.family.select(linears, run.settings.blocks)
+    return train_pairs(run, {name: linears[name] for name in kept})
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
+def merge(content: Adapter, style: Adapter, context: MergeContext[MergeSettings]) -> Adapter:
     """Content's group of the content file beside style's group of the style file.
 
     The files may be B-LoRAs or LoRAs on all linears, whose other layers are left out.
 
     Raises:
-        B4MError: if a file has no layer in its group, or the two are of different bases.
+        B4MError: if a file has no layer in its group, the base has no such groups, or the two are
+            of different bases.
     """
     require_same_base(content, style)
     settings = context.settings
@@ -72,10 +51,17 @@ def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
         ("content", content, settings.content_weight),
         ("style", style, settings.style_weight),
     ):
-        group = BLORA[kind]
-        found = [name for name in adapter.layers if name.startswith(f"{group}.")]
-        if not found:
+        family = family_of(adapter.layers)
+        group = family.block_groups.get(f"blora-{kind}") if family else None
+        if group is None:
+            raise B4MError("B-LoRA is known for SDXL alone; merge these adapters in another way")
+        selected = [name for name in adapter.layers if name.startswith(f"{group}.")]
+        if not selected:
             raise B4MError(f"the {kind} adapter has no layer in {group}, which blora takes from it")
-        layers |= {name: adapter.layers[name].scale(weight) for name in found}
+        layers |= {name: adapter.layers[name].scale(weight) for name in selected}
     merged = Adapter(layers, describe("blora", content, style, settings))
     return truncated(merged, dict.fromkeys(layers, settings.rank))
+
+
+TRAINING = Training(PairSettings, train, training_rows)
+MERGE = Merge(MergeSettings, merge)

@@ -26,35 +26,61 @@ As there, main and partners share noise and timestep, picture by picture.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.deltas import PLP, ROLES, join
 from b4m.adapters.riemannian import RiemannianAdamW
-from b4m.bases.sdxl.conditioning import Conditioning
-from b4m.bases.sdxl.load import Base
-from b4m.config import MergeSettings, TrainSettings
+from b4m.bases.base import Conditioning
 from b4m.data.cache import Cache
-from b4m.data.manifest import (
-    ManifestRow,
-    data_hash,
-    partner_rows,
-    read_manifest,
-    training_rows,
-)
+from b4m.data.manifest import ManifestRow, data_hash, partner_rows, read_manifest, training_rows
 from b4m.errors import B4MError
 from b4m.merging.context import MergeContext, require_same_base
 from b4m.merging.layerwise import describe
-from b4m.train.loop import Batch, LoopConfig, ParameterGroup, Tracker, fit
+from b4m.methods import Merge, Training
+from b4m.settings import Execution, TrainSettings
+from b4m.train.key import key
+from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
 from b4m.train.randomness import ShuffledIndices
-from b4m.train.run import Run, adapted, exported, fingerprint, tensors_hash
+from b4m.train.run import Run, adapted, exported, tensors_hash
 from b4m.train.training_set import Noise, denoising_losses, read_training_set
 
 PARTNERS_AT_ONCE = 3
+
+
+class BreakSettings(TrainSettings):
+    """What *break* reads; `lr` is that of the main block."""
+
+    lr_other: float = Field(1e-5, gt=0, description="learning rate of the other block")
+    split: float = Field(0.5, ge=0, lt=1, description="share of each factor that is frozen")
+    role: Literal["content-down", "content-up"] = Field(
+        "content-down", description="which factor content learns"
+    )
+    basis_seed: int = Field(0, ge=0, description="seed of the frozen orthogonal basis")
+    basis_scale: float = Field(
+        1.0, gt=0, description="frozen blocks relative to the released magnitude"
+    )
+
+
+class MakeSettings(Execution):
+    """What *make* reads."""
+
+    steps: int = Field(100, ge=0, description="optimizer steps; 0 only joins the halves")
+    lr: float = Field(1e-4, gt=0, description="learning rate")
+    preconditioner: Literal["riemannian", "plain"] = Field(
+        "riemannian", description="optimizer: the journal's or the preprint's"
+    )
+    damping: float = Field(1e-2, gt=0, description="delta of the preconditioner")
+    batch_size: int = Field(1, ge=1, description="images of either kind in one forward")
+    accumulation: int = Field(4, ge=1, description="forwards per optimizer step")
+    weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
+    seed: int = Field(0, ge=0, description="seed of noise and order")
 
 
 class GradientRouted(nn.Module):
@@ -97,39 +123,24 @@ class GradientRouted(nn.Module):
         )
 
 
-def train(
-    kind: str,
-    data_dir: Path,
-    concept: str,
-    base: Base,
-    settings: TrainSettings,
-    workdir: Path,
-    tracker: Tracker | None = None,
-) -> Adapter:
+def rows(manifest: Sequence[ManifestRow], kind: str, concept: str) -> list[ManifestRow]:
+    """The concept's training images, then its partners: images of the other kind."""
+    return [*training_rows(manifest, kind, concept), *partner_rows(manifest, kind)]
+
+
+def train(run: Run[BreakSettings]) -> Adapter:
     """Break: train one half, with partners of the other kind if the data has some.
 
-    Args:
-        kind: "content" or "style".
-        data_dir: prepared data folder.
-        concept: name of the content or style in it.
-        base: the model to adapt.
-        settings: `lr` of the main block, `lr_other` of the other, `split`, `role`, `basis_seed` and
-            `basis_scale` of the projection, and the loop's.
-        workdir: for caches and the checkpoint.
-        tracker: gets losses and sample pictures.
-
     Raises:
-        B4MError: for an unknown kind, role or concept, or a rank below 1.
+        B4MError: for another kind than content or style.
     """
-    main = main_factor(kind, settings.role)
-    run = Run.open("b4m", kind, concept, data_dir, base, settings, workdir)
-    rows = training_rows(run.rows, kind, concept)
-    partners = partner_rows(run.rows, kind)
+    settings = run.settings
+    main = main_factor(run.kind, settings.role)
     plps = _start(run)
-    _fit_break(run, main, plps, rows, partners, tracker)
+    _fit_break(run, main, plps)
     layers = exported(plps)
     metadata = replace(
-        run.metadata([*rows, *partners], layers),
+        run.metadata(layers),
         basis_seed=settings.basis_seed,
         split=settings.split,
         role=settings.role,
@@ -146,12 +157,8 @@ def main_factor(kind: str, role: str) -> str:
     return "down" if (kind == "content") == (role == "content-down") else "up"
 
 
-def _start(run: Run) -> dict[str, PLP]:
+def _start(run: Run[BreakSettings]) -> dict[str, PLP]:
     settings = run.settings
-    if settings.rank < 1:
-        raise B4MError(f"setting rank={settings.rank} must be 1 or more")
-    if settings.alpha not in (0.0, float(settings.rank)):
-        raise B4MError(f"alpha={settings.alpha}: b4m's frozen blocks fix the scale; leave it 0")
     return {
         name: PLP.start(
             module.out_features,
@@ -167,37 +174,30 @@ def _start(run: Run) -> dict[str, PLP]:
     }
 
 
-def _fit_break(
-    run: Run,
-    main: str,
-    plps: Mapping[str, PLP],
-    rows: Sequence[ManifestRow],
-    partners: Sequence[ManifestRow],
-    tracker: Tracker | None,
-) -> None:
+def _fit_break(run: Run[BreakSettings], main: str, plps: Mapping[str, PLP]) -> None:
     """Train both blocks of each PLP in place, or the main one alone without partners."""
-    settings, base = run.settings, run.base
-    cache = run.cache
-    own = read_training_set(run.folder, rows, base, cache, settings.flip)
+    settings, base, cache = run.settings, run.base, run.cache
+    partners = run.trained("partner")
+    own = read_training_set(run.folder, run.trained(), base, cache, settings.flip)
     others = (
         read_training_set(run.folder, partners, base, cache, settings.flip) if partners else None
     )
     count = min(len(partners), PARTNERS_AT_ONCE)
     order = ShuffledIndices(len(partners), count, settings.seed, "partners")
     other = "up" if main == "down" else "down"
-    groups = [_learner(plps, main, settings.lr, settings)]
+    groups = [_group(plps, main, settings.lr, settings)]
     if others is not None:
-        groups.append(_learner(plps, other, settings.lr_other, settings))
+        groups.append(_group(plps, other, settings.lr_other, settings))
     else:
         for plp in plps.values():
             _block(plp, other).requires_grad_(False)
 
     def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         size = len(batch.rows)
-        x0_BCHW, text = own.draw(batch.rows, batch.generator, base.device)
-        noise = Noise.draw(base, size, batch.generator)
+        x0_BCHW, text = own.sample(batch.rows, batch.generator, base.device)
+        noise = Noise.sample(base, size, batch.generator)
         if others is not None:
-            more_PCHW, more_text = others.draw(
+            more_PCHW, more_text = others.sample(
                 order.batch(batch.position), batch.generator, base.device
             )
             x0_BCHW = torch.cat([x0_BCHW, more_PCHW])
@@ -216,17 +216,17 @@ def _fit_break(
             model,
             groups,
             len(own),
-            run.plan,
+            run.loop,
             workdir=run.workdir,
-            fingerprint=run.fingerprint([*rows, *partners]),
-            tracker=tracker,
+            fingerprint=run.key,
+            tracker=run.tracker,
             name=run.kind,
-            preview=run.preview(rows),
+            preview=run.preview(),
         )
 
 
-def _learner(
-    plps: Mapping[str, PLP], factor: str, lr: float, settings: TrainSettings
+def _group(
+    plps: Mapping[str, PLP], factor: str, lr: float, settings: BreakSettings
 ) -> ParameterGroup:
     parameters = {f"{name}.{factor}": _block(plp, factor) for name, plp in plps.items()}
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=settings.weight_decay)
@@ -237,17 +237,16 @@ def _block(plp: PLP, factor: str) -> nn.Parameter:
     return plp.down_learnable if factor == "down" else plp.up_learnable
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
+def merge(content: Adapter, style: Adapter, context: MergeContext[MakeSettings]) -> Adapter:
     """Make: join the halves and train them together on both references.
 
     Args:
         content: a content adapter that *break* trained.
         style: a style adapter, broken on the same basis.
-        context: base, data folder and settings (`steps`, `make_lr`, `preconditioner`, `damping`,
-            `accumulation`, `weight_decay`, `clip`). With steps 0 the halves are only joined.
+        context: base, data folder and settings. With steps 0 the halves are only joined.
 
     Raises:
-        B4MError: for adapters that are no two halves of one basis, or missing data.
+        B4MError: for adapters that are not two halves of one basis, or missing data.
     """
     settings = context.settings
     plps = joined(content, style)
@@ -269,58 +268,61 @@ def joined(content: Adapter, style: Adapter) -> dict[str, PLP]:
     """The two halves as one projection per layer, tensor by tensor as they were trained.
 
     Raises:
-        B4MError: saying why they are no two halves of one basis.
+        B4MError: saying why they are not two halves of one basis.
     """
     require_same_base(content, style)
-    ours, theirs = content.metadata, style.metadata
-    for wanted, adapter in (("content", ours), ("style", theirs)):
-        if adapter.method != "b4m" or adapter.stage != wanted:
-            what = " ".join(filter(None, (adapter.method or "other", adapter.stage or "adapter")))
+    first, second = content.metadata, style.metadata
+    for kind, metadata in (("content", first), ("style", second)):
+        if metadata.method != "b4m" or metadata.stage != kind:
+            what = " ".join(filter(None, (metadata.method or "other", metadata.stage or "adapter")))
             raise B4MError(
-                f"make needs a {wanted} adapter trained with method b4m, not a {what} adapter"
+                f"make needs a {kind} adapter trained with method b4m, not a {what} adapter"
             )
     for name in ("basis_seed", "split", "role", "rank"):
-        mine, other = getattr(ours, name), getattr(theirs, name)
-        if mine != other:
+        one, other = getattr(first, name), getattr(second, name)
+        if one != other:
             raise B4MError(
-                f"content was broken with {name} {mine}, style with {name} {other}; "
+                f"content was broken with {name} {one}, style with {name} {other}; "
                 "train both with the same"
             )
     if set(content.layers) != set(style.layers):
         name = sorted(set(content.layers) ^ set(style.layers))[0]
         raise B4MError(f"only one of the two halves has the layer {name}; train both alike")
     return {
-        name: join(pair, style.layers[name], split=ours.split, role=ours.role, layer=name)
+        name: join(pair, style.layers[name], split=first.split, role=first.role, layer=name)
         for name, pair in content.layers.items()
     }
 
 
 def _fit_make(
-    content: Adapter, style: Adapter, plps: dict[str, PLP], context: MergeContext
+    content: Adapter, style: Adapter, plps: dict[str, PLP], context: MergeContext[MakeSettings]
 ) -> None:
-    """Train the joined projections in place; each forward holds pictures of both kinds."""
-    settings = context.settings
-    base = context.load()
+    """Train the joined projections in place; each forward holds images of both kinds."""
+    settings, base, folder = context.settings, context.base, context.folder
     require_same_base(content, style, base)
-    folder, rows = _references(content, style, context)
+    manifest = read_manifest(folder)
+    parts = [
+        training_rows(manifest, kind, adapter.metadata.concept)
+        for kind, adapter in (("content", content), ("style", style))
+    ]
     cache = Cache(context.workdir / "cache", base)
-    sides = [read_training_set(folder, part, base, cache) for part in rows]
+    sets = [read_training_set(folder, part, base, cache) for part in parts]
     size = settings.batch_size
     orders = [
-        ShuffledIndices(len(side), size, settings.seed, kind)
-        for side, kind in zip(sides, ("content", "style"), strict=True)
+        ShuffledIndices(len(one), size, settings.seed, kind)
+        for one, kind in zip(sets, ("content", "style"), strict=True)
     ]
     for plp in plps.values():
         plp.to(base.device)
 
     def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        drawn = [
-            side.draw(order.batch(batch.position), batch.generator, base.device)
-            for side, order in zip(sides, orders, strict=True)
+        sampled = [
+            one.sample(order.batch(batch.position), batch.generator, base.device)
+            for one, order in zip(sets, orders, strict=True)
         ]
-        x0_BCHW = torch.cat([latents for latents, _ in drawn])
-        text = Conditioning.cat([text for _, text in drawn])
-        noise = Noise.draw(base, size, batch.generator)[[*range(size)] * 2]
+        x0_BCHW = torch.cat([latents for latents, _ in sampled])
+        text = Conditioning.cat([text for _, text in sampled])
+        noise = Noise.sample(base, size, batch.generator)[[*range(size)] * 2]
         loss_B = denoising_losses(model, base, x0_BCHW, noise, text)
         first, second = loss_B[:size].mean(), loss_B[size:].mean()
         return {"loss": first + second, "content": first, "style": second}
@@ -329,8 +331,8 @@ def _fit_make(
         fit(
             step,
             model,
-            [_make_learner(plps, settings)],
-            max(len(side) for side in sides),
+            [_make_group(plps, settings)],
+            max(len(one) for one in sets),
             LoopConfig(
                 steps=settings.steps,
                 accumulation=settings.accumulation,
@@ -339,12 +341,12 @@ def _fit_make(
                 seed=settings.seed,
             ),
             workdir=context.workdir,
-            fingerprint=fingerprint(
+            fingerprint=key(
                 "make",
                 settings,
                 base.hash,
                 str(base.dtype),
-                *(data_hash(folder, part) for part in rows),
+                [data_hash(folder, part) for part in parts],
                 tensors_hash(factor for plp in plps.values() for factor in (plp.up, plp.down)),
             ),
             tracker=context.tracker,
@@ -352,20 +354,7 @@ def _fit_make(
         )
 
 
-def _references(
-    content: Adapter, style: Adapter, context: MergeContext
-) -> tuple[Path, list[list[ManifestRow]]]:
-    """The data folder, and the training pictures of the content and of the style."""
-    if context.data_dir is None:
-        raise B4MError("make trains on both references; give the prepared data folder with --data")
-    rows = read_manifest(context.data_dir)
-    return context.data_dir, [
-        training_rows(rows, kind, adapter.metadata.concept)
-        for kind, adapter in (("content", content), ("style", style))
-    ]
-
-
-def _make_learner(plps: Mapping[str, PLP], settings: MergeSettings) -> ParameterGroup:
+def _make_group(plps: Mapping[str, PLP], settings: MakeSettings) -> ParameterGroup:
     parameters = {
         f"{name}.{factor}": _block(plp, factor)
         for factor in ("down", "up")
@@ -373,13 +362,17 @@ def _make_learner(plps: Mapping[str, PLP], settings: MergeSettings) -> Parameter
     }
     if settings.preconditioner == "plain":
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            parameters.values(), lr=settings.make_lr, weight_decay=settings.weight_decay
+            parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
         )
     else:
         optimizer = RiemannianAdamW(
             plps.values(),
-            lr=settings.make_lr,
+            lr=settings.lr,
             weight_decay=settings.weight_decay,
             damping=settings.damping,
         )
     return ParameterGroup(parameters, optimizer)
+
+
+TRAINING = Training(BreakSettings, train, rows)
+MERGE = Merge(MakeSettings, merge)

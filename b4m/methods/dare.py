@@ -16,25 +16,27 @@ refuses; it also goes wrong on sources with rsLoRA (#3761) or a rank_pattern (#3
 """
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
-from b4m.errors import B4MError
-from b4m.merging.context import MergeContext, require_same_base
-from b4m.merging.layerwise import combine, padded
+from b4m.merging.context import MergeContext
+from b4m.merging.layerwise import merge_layers, padded
+from b4m.methods import Merge
+from b4m.settings import MergeSettings
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
-    """Drop entries at random, rescale and add both factors of every layer; rank max(r_c, r_s).
+class Settings(MergeSettings):
+    """What DARE reads."""
 
-    Raises:
-        B4MError: for a `density` outside (0, 1].
-    """
-    require_same_base(content, style)
+    density: float = Field(0.5, gt=0, le=1, description="share of entries that is kept")
+    seed: int = Field(0, ge=0, description="seed of what is dropped")
+
+
+def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:
+    """Drop entries at random, rescale and add both factors of every layer; rank max(r_c, r_s)."""
     settings = context.settings
-    if not 0.0 < settings.density <= 1.0:
-        raise B4MError(f"density={settings.density} is outside (0, 1]; dare keeps that share")
     generator = torch.Generator().manual_seed(settings.seed)
 
     def dropped(content: LowRank, style: LowRank) -> LowRank:
@@ -46,7 +48,7 @@ def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
         up_OR = dare([content.up, style.up], roots, settings.density, generator)
         return LowRank(up_OR, down_RI)
 
-    return combine("dare", content, style, settings, dropped)
+    return merge_layers("dare", content, style, settings, dropped)
 
 
 def dare(
@@ -61,3 +63,6 @@ def dare(
             factor = factor * kept / density
         total = total + weight * factor
     return total
+
+
+MERGE = Merge(Settings, merge)

@@ -9,16 +9,20 @@ factors instead, (U_c + U_s)(D_c + D_s), which brings in the cross terms U_c D_s
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
-from b4m.merging.context import MergeContext, require_same_base
-from b4m.merging.layerwise import combine
+from b4m.merging.context import MergeContext
+from b4m.merging.layerwise import merge_layers
+from b4m.methods import Merge
+from b4m.settings import MergeSettings
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
+def merge(content: Adapter, style: Adapter, context: MergeContext[MergeSettings]) -> Adapter:
     """The sum of both adapters, weighted by `content_weight` and `style_weight`; exact."""
-    require_same_base(content, style)
     settings = context.settings
 
     def weighted_sum(content: LowRank, style: LowRank) -> LowRank:
         return content.scale(settings.content_weight) + style.scale(settings.style_weight)
 
-    return combine("direct", content, style, settings, weighted_sum)
+    return merge_layers("direct", content, style, settings, weighted_sum)
+
+
+MERGE = Merge(MergeSettings, merge)

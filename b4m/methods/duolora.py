@@ -33,71 +33,74 @@ released script exchanges the weights and stops after one step per epoch, see `m
 Layers of the text encoders are added up.
 """
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
-from b4m.bases.sdxl import Base, alphas_cumprod, to_epsilon
-from b4m.bases.sdxl.blocks import role_of
-from b4m.merging.context import MergeContext, require_same_base
-from b4m.merging.layerwise import paired
-from b4m.merging.mask_learning import (
-    Losses,
-    MaskedMerge,
-    finish,
-    learn,
-    start_by_least_squares,
-    weighted,
-)
-from b4m.merging.teacher_bank import Bank, BankHalf, build_bank, read_concept_images
+from b4m.bases.base import Base
+from b4m.merging.context import MergeContext
+from b4m.merging.layerwise import Pairs
+from b4m.merging.mask_learning import Losses, MaskedMerge, learn_masks
+from b4m.merging.recording import start_by_least_squares
+from b4m.merging.teacher_bank import Bank, BankHalf
+from b4m.methods import Merge
+from b4m.settings import MaskSettings
 
 HINGE = 2.0
 MINOR_SHARE = 0.5
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
-    """Rank masks under layer priors, learned with the cycle on both concepts' pictures.
+class Settings(MaskSettings):
+    """What DuoLoRA reads."""
+
+    cycle: float = Field(0.01, ge=0, description="weight of the Constyle loss")
+    prior: float = Field(0.1, ge=0, description="weight of the layer prior")
+    init: Literal["prior", "ones", "lstsq"] = Field(
+        "prior", description="what the masks start from"
+    )
+
+
+def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:
+    """Rank masks under layer priors, learned with the cycle on both concepts' images.
 
     Raises:
-        B4MError: without the concepts' data.
+        B4MError: without the base or the concepts' data.
     """
     settings = context.settings
-    base = context.load()
-    require_same_base(content, style, base)
-    content, style = weighted(content, style, settings)
-    images = read_concept_images(base, context.data_dir, content, style, context.workdir)
-    bank = build_bank(base, *images, settings.bank, settings.seed)
-    pairs = {
-        name: (first.svd_basis(), second.svd_basis())
-        for name, (first, second) in paired(content.layers, style.layers).items()
-    }
-    state = MaskedMerge(base, pairs, "rank")
-    try:
-        if settings.init in ("auto", "prior"):
+
+    def start(state: MaskedMerge, bank: Bank) -> None:
+        if settings.init == "prior":
             start_by_prior(state)
         elif settings.init == "lstsq":
             start_by_least_squares(state, bank)
-        if settings.steps:
-            loss = DuoLoss(state, bank, settings.cycle, settings.prior)
-            learn(
-                state,
-                bank,
-                loss,
-                settings,
-                workdir=context.workdir,
-                tracker=context.tracker,
-                name="duolora",
-            )
-        return finish("duolora", content, style, settings, state)
-    finally:
-        state.close()
+
+    return learn_masks(
+        "duolora",
+        content,
+        style,
+        context,
+        axis="rank",
+        start=start,
+        loss=lambda state, bank: DuoLoss(state, bank, settings.cycle, settings.prior),
+        rotate=singular_bases,
+    )
+
+
+def singular_bases(pairs: Pairs) -> Pairs:
+    """Every pair in its own singular basis; the same dW."""
+    return {
+        name: (first.svd_basis(), second.svd_basis()) for name, (first, second) in pairs.items()
+    }
 
 
 @torch.no_grad()
 def start_by_prior(merge: MaskedMerge) -> None:
     """Give each layer's own role all of its ranks and the other one the leading half."""
     for name, masked in merge.masks.items():
-        content_leads = role_of(name) == "content"
+        content_leads = merge.base.family.role_of(name) == "content"
         own = masked.m_content if content_leads else masked.m_style
         other = masked.m_style if content_leads else masked.m_content
         own.fill_(1.0)
@@ -112,7 +115,7 @@ def layer_prior(merge: MaskedMerge, hinge: float = HINGE) -> Tensor:
     device = content_L.device
     masks = [merge.masks[name] for name in merge.shared]
     rank_L = torch.tensor([max(len(m.m_content), len(m.m_style)) for m in masks], device=device)
-    roles = [role_of(name) == "content" for name in merge.shared]
+    roles = [merge.base.family.role_of(name) == "content" for name in merge.shared]
     content_leads_L = torch.tensor(roles, device=device)
     own_L = torch.where(content_leads_L, content_L, style_L)
     other_L = torch.where(content_leads_L, style_L, content_L)
@@ -127,8 +130,8 @@ def renoised(
     It equals sqrt(abar) x0 + sqrt(1 - abar) eps with x0 = (x - sqrt(1 - abar) e) / sqrt(abar), but
     divides by nothing; for e = eps it is x.
     """
-    spread_B111 = (1.0 - alphas_cumprod(base)[t_B]).sqrt().reshape(-1, 1, 1, 1)
-    return x_BCHW - spread_B111 * (to_epsilon(base, output_BCHW, x_BCHW, t_B) - noise_BCHW)
+    noise = base.noising.to_noise(output_BCHW, x_BCHW, t_B)
+    return x_BCHW - base.noising.noise_scale(t_B) * (noise - noise_BCHW)
 
 
 class DuoLoss:
@@ -150,23 +153,23 @@ class DuoLoss:
         self.ss = merge.teacher_prediction(
             "style", bank.style.noisy_KCHW, bank.t_K, bank.style.prompts
         )
-        self.csc = self._around(bank.content, away="style", back="content")
-        self.scs = self._around(bank.style, away="content", back="style")
+        self.csc = self._cycled(bank.content, away="style", back="content")
+        self.scs = self._cycled(bank.style, away="content", back="style")
 
-    def _around(self, side: BankHalf, away: str, back: str) -> Tensor:
+    def _cycled(self, side: BankHalf, away: str, back: str) -> Tensor:
         """The noise predicted after the other adapter has drawn and the own one draws again."""
         base, bank = self.merge.base, self.bank
         gone = self.merge.teacher_prediction(away, side.noisy_KCHW, bank.t_K, side.joint_prompt)
         again = renoised(base, gone, side.noisy_KCHW, bank.noise_KCHW, bank.t_K)
         output = self.merge.teacher_prediction(back, again, bank.t_K, side.prompts)
-        return to_epsilon(base, output, again, bank.t_K)
+        return base.noising.to_noise(output, again, bank.t_K)
 
     def __call__(self, for_content: Tensor, for_style: Tensor, rows: list[int]) -> Losses:
         bank, base, t_B = self.bank, self.merge.base, self.bank.t_K[rows]
         content_B = _distance(for_content, self.cc[rows])
         style_B = _distance(for_style, self.ss[rows])
-        noise_c = to_epsilon(base, for_content, bank.content.noisy_KCHW[rows], t_B)
-        noise_s = to_epsilon(base, for_style, bank.style.noisy_KCHW[rows], t_B)
+        noise_c = base.noising.to_noise(for_content, bank.content.noisy_KCHW[rows], t_B)
+        noise_s = base.noising.to_noise(for_style, bank.style.noisy_KCHW[rows], t_B)
         cycle_B = _distance(noise_c, self.csc[rows]) + _distance(noise_s, self.scs[rows])
         prior = layer_prior(self.merge)
         return {
@@ -180,3 +183,6 @@ class DuoLoss:
 
 def _distance(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
     return (first_BCHW - second_BCHW).flatten(1).norm(dim=1)
+
+
+MERGE = Merge(Settings, merge)

@@ -19,18 +19,27 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.lowrank import LowRank
-from b4m.bases.sdxl.load import Base
-from b4m.bases.sdxl.sample import StepHook
-from b4m.config import SampleSettings
+from b4m.bases.base import Base
+from b4m.bases.sampling import StepHook
 from b4m.merging.context import require_same_base
 from b4m.merging.layerwise import paired
+from b4m.methods import Sampler
+from b4m.settings import SampleSettings
 
 _BLOCK = 1 << 20  # entries of dW that exist at one time
+
+
+class Settings(SampleSettings):
+    """What K-LoRA reads."""
+
+    alpha: float = Field(1.5, ge=0, description="how strongly style grows with time")
+    beta: float = Field(0.5, ge=0, description="where content and style balance")
 
 
 @dataclass(frozen=True)
@@ -61,15 +70,15 @@ class SelectedDelta(nn.Module):
 
 
 def sampler(
-    content: Adapter, style: Adapter, base: Base, settings: SampleSettings
+    content: Adapter, style: Adapter, base: Base, settings: Settings
 ) -> tuple[dict[str, nn.Module], StepHook]:
-    """Deltas and step hook for `sdxl.sample`.
+    """Deltas and step hook for `bases.sampling.sample`.
 
     Args:
         content: content adapter.
         style: style adapter.
         base: says device and dtype, and which adapters fit.
-        settings: `klora_alpha`, `klora_beta`, `scale` and the number of `steps`.
+        settings: `alpha`, `beta`, `scale` and the number of `steps`.
     """
     require_same_base(content, style, base)
     if content.text_layers or style.text_layers:
@@ -86,8 +95,8 @@ def sampler(
         )
         choices[name] = SelectedDelta(first, second)
 
-    def choose(index: int, timestep: float, adapted: AdaptedModel) -> None:
-        time = settings.klora_alpha * index / settings.steps + settings.klora_beta
+    def choose(index: int, adapted: AdaptedModel) -> None:
+        time = settings.alpha * index / settings.steps + settings.beta
         for name, choice in choices.items():
             choice.chosen = prefer(*weights[name], gamma, time)
 
@@ -124,3 +133,6 @@ def weight_of(pair: LowRank, k: int) -> EntrySums:
         both = torch.cat([top, block_OI.flatten()])
         top = both.topk(min(k, both.numel())).values
     return EntrySums(math.fsum(top.tolist()), total)
+
+
+SAMPLER = Sampler(Settings, sampler)

@@ -11,23 +11,28 @@ the same wherever up has full column rank. Weights scale the adapters and do not
 paper names mu = 0.5; no released code was found.
 """
 
+from typing import Literal
+
+from pydantic import Field
+
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
-from b4m.errors import B4MError
-from b4m.merging.context import MergeContext, require_same_base
-from b4m.merging.layerwise import combine
+from b4m.merging.context import MergeContext
+from b4m.merging.layerwise import merge_layers
+from b4m.methods import Merge
+from b4m.settings import MergeSettings
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
-    """Content without its part in the style's row space, plus style.
+class Settings(MergeSettings):
+    """What NP-LoRA reads."""
 
-    Raises:
-        B4MError: for a negative `mu`.
-    """
-    require_same_base(content, style)
+    mu: float = Field(0.5, ge=0, description="strength of the soft projection")
+    projection: Literal["soft", "hard"] = Field("soft", description="kind of projection")
+
+
+def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:
+    """Content without its part in the style's row space, plus style."""
     settings = context.settings
-    if settings.mu < 0:
-        raise B4MError(f"mu={settings.mu} is negative; nplora needs mu >= 0")
     amount = 1.0 if settings.projection == "hard" else settings.mu / (1.0 + settings.mu)
 
     def projected_sum(content: LowRank, style: LowRank) -> LowRank:
@@ -36,4 +41,7 @@ def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
             content = content.project_out(style.row_space(), amount)
         return content.scale(settings.content_weight) + weighted
 
-    return combine("nplora", content, style, settings, projected_sum)
+    return merge_layers("nplora", content, style, settings, projected_sum)
+
+
+MERGE = Merge(Settings, merge)

@@ -8,15 +8,24 @@ rank is the setting `rank` or, as in PEFT, the larger of the two adapters' ranks
 layer. The share of the energy ||dW||_F^2 that is lost is written into the file.
 """
 
+from pydantic import Field
+
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
-from b4m.merging.context import MergeContext, require_same_base
-from b4m.merging.layerwise import combine
+from b4m.merging.context import MergeContext
+from b4m.merging.layerwise import merge_layers
+from b4m.methods import Merge
+from b4m.settings import MergeSettings
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
+class Settings(MergeSettings):
+    """What the SVD merge reads."""
+
+    rank: int = Field(0, ge=0, description="rank of the result; 0 takes the larger of the two")
+
+
+def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:
     """The direct merge truncated to `rank`, or to the larger rank of the two adapters."""
-    require_same_base(content, style)
     settings = context.settings
 
     def weighted_sum(content: LowRank, style: LowRank) -> LowRank:
@@ -25,4 +34,7 @@ def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
     def kept(content: LowRank, style: LowRank) -> int:
         return settings.rank or max(content.rank, style.rank)
 
-    return combine("svd", content, style, settings, weighted_sum, rank=kept)
+    return merge_layers("svd", content, style, settings, weighted_sum, rank=kept)
+
+
+MERGE = Merge(Settings, merge)

@@ -20,25 +20,26 @@ be reloaded (#3737).
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
-from b4m.errors import B4MError
-from b4m.merging.context import MergeContext, require_same_base
-from b4m.merging.layerwise import combine, padded
+from b4m.merging.context import MergeContext
+from b4m.merging.layerwise import merge_layers, padded
+from b4m.methods import Merge
+from b4m.settings import MergeSettings
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
-    """Trim, elect and merge both factors of every layer; rank max(r_c, r_s).
+class Settings(MergeSettings):
+    """What TIES reads."""
 
-    Raises:
-        B4MError: for a `density` outside (0, 1].
-    """
-    require_same_base(content, style)
+    density: float = Field(0.5, gt=0, le=1, description="share of entries that is kept")
+
+
+def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:
+    """Trim, elect and merge both factors of every layer; rank max(r_c, r_s)."""
     settings = context.settings
-    if not 0.0 < settings.density <= 1.0:
-        raise B4MError(f"density={settings.density} is outside (0, 1]; ties keeps that share")
 
     def elected(content: LowRank, style: LowRank) -> LowRank:
         content, style = padded(content, style)
@@ -49,7 +50,7 @@ def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
         up_OR = ties([content.up, style.up], roots, settings.density)
         return LowRank(up_OR, down_RI)
 
-    return combine("ties", content, style, settings, elected)
+    return merge_layers("ties", content, style, settings, elected)
 
 
 def trim(factor: Tensor, density: float) -> Tensor:
@@ -77,3 +78,6 @@ def ties(factors: list[Tensor], weights: list[float], density: float) -> Tensor:
         total += weight * factor * agrees
         count += agrees
     return total / count.clamp_(min=1)
+
+
+MERGE = Merge(Settings, merge)

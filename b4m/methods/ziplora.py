@@ -18,55 +18,49 @@ exceeds theirs, about a thousandfold by an estimate for SDXL. Its lr of 5e-5 mov
 stopping see `mask_learning`. Layers of the text encoders, which no mask acts on, are added up.
 """
 
+from typing import Literal
+
+from pydantic import Field
 from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
-from b4m.errors import B4MError
-from b4m.merging.context import MergeContext, require_same_base
-from b4m.merging.layerwise import paired
-from b4m.merging.mask_learning import (
-    Losses,
-    MaskedMerge,
-    finish,
-    learn,
-    start_by_least_squares,
-    weighted,
-)
-from b4m.merging.teacher_bank import Bank, build_bank, read_concept_images
+from b4m.merging.context import MergeContext
+from b4m.merging.mask_learning import Losses, MaskedMerge, learn_masks
+from b4m.merging.recording import start_by_least_squares
+from b4m.merging.teacher_bank import Bank
+from b4m.methods import Merge
+from b4m.settings import MaskSettings
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext) -> Adapter:
-    """Masks on the columns or rows of both adapters, learned on both concepts' pictures.
+class Settings(MaskSettings):
+    """What ZipLoRA reads."""
+
+    axis: Literal["columns", "rows"] = Field("columns", description="what the masks act on")
+    similarity: float = Field(0.01, ge=0, description="weight of the mask overlap")
+    init: Literal["ones", "lstsq"] = Field("ones", description="what the masks start from")
+
+
+def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:
+    """Masks on the columns or rows of both adapters, learned on both concepts' images.
 
     Raises:
-        B4MError: for `init="prior"`, or without the concepts' data.
+        B4MError: without the base or the concepts' data.
     """
     settings = context.settings
-    if settings.init == "prior":
-        raise B4MError("init=prior is DuoLoRA's; ziplora starts from ones or lstsq")
-    base = context.load()
-    require_same_base(content, style, base)
-    content, style = weighted(content, style, settings)
-    images = read_concept_images(base, context.data_dir, content, style, context.workdir)
-    bank = build_bank(base, *images, settings.bank, settings.seed)
-    state = MaskedMerge(base, paired(content.layers, style.layers), settings.axis)
-    try:
+
+    def start(state: MaskedMerge, bank: Bank) -> None:
         if settings.init == "lstsq":
             start_by_least_squares(state, bank)
-        if settings.steps:
-            loss = ZipLoss(state, bank, settings.similarity)
-            learn(
-                state,
-                bank,
-                loss,
-                settings,
-                workdir=context.workdir,
-                tracker=context.tracker,
-                name="ziplora",
-            )
-        return finish("ziplora", content, style, settings, state)
-    finally:
-        state.close()
+
+    return learn_masks(
+        "ziplora",
+        content,
+        style,
+        context,
+        axis=settings.axis,
+        start=start,
+        loss=lambda state, bank: ZipLoss(state, bank, settings.similarity),
+    )
 
 
 class ZipLoss:
@@ -97,3 +91,6 @@ class ZipLoss:
             "style": style_B,
             "overlap": overlap[None],
         }
+
+
+MERGE = Merge(Settings, merge)

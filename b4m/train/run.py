@@ -1,65 +1,63 @@
-"""What every training of an adapter does around its losses: layers, files' metadata, fingerprint.
+"""What every training of an adapter does around its losses: layers, files' metadata, key.
 
 The methods hold the mathematics; this holds the bookkeeping they share.
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import b4m
-from b4m.adapters.attach import AdaptedModel, attention_linears
+from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.deltas import LowRankDelta
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
-from b4m.bases.sdxl.blocks import select
-from b4m.bases.sdxl.load import Base
-from b4m.bases.sdxl.sample import sample
-from b4m.config import MergeSettings, TrainSettings
+from b4m.bases.base import Base
+from b4m.bases.sampling import sample
 from b4m.data.cache import Cache
-from b4m.data.manifest import ManifestRow, data_hash, read_manifest
-from b4m.train.loop import LoopConfig, Preview
+from b4m.data.manifest import ManifestRow, data_hash
+from b4m.settings import TrainSettings
+from b4m.train.key import key
+from b4m.train.loop import LoopConfig, NullTracker, Preview, Tracker
 from b4m.train.randomness import derive_seed
+from b4m.version import code_version
 
 _PREVIEW_STEPS = 20
+S_co = TypeVar("S_co", bound=TrainSettings, covariant=True)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training: its data, base, settings and places."""
+class Run(Generic[S_co]):
+    """One training: what is shown to which base, with which settings.
 
-    method: str
+    Attributes:
+        training: name of the way of training, e.g. "lora".
+        kind: "content", "style" or "joint".
+        concept: name of what is learned; of a joint training "content+style".
+        folder: prepared data folder.
+        rows: the lines of its manifest that this training is shown.
+        base: the model to adapt.
+        settings: what the way of training reads.
+        workdir: for caches and the checkpoint.
+        tracker: gets losses and sample images.
+    """
+
+    training: str
     kind: str
     concept: str
     folder: Path
     rows: Sequence[ManifestRow]
     base: Base
-    settings: TrainSettings
+    settings: S_co
     workdir: Path
-
-    @classmethod
-    def open(
-        cls,
-        method: str,
-        kind: str,
-        concept: str,
-        folder: Path,
-        base: Base,
-        settings: TrainSettings,
-        workdir: Path,
-    ) -> "Run":
-        """Read the manifest of the prepared folder; everything else is as given."""
-        rows = read_manifest(folder)
-        return cls(method, kind, concept, folder, rows, base, settings, workdir)
+    tracker: Tracker = field(default_factory=NullTracker)
 
     @property
     def cache(self) -> Cache:
@@ -67,80 +65,92 @@ class Run:
         return Cache(self.workdir / "cache", self.base)
 
     @property
-    def plan(self) -> LoopConfig:
-        """The loop's plan from the settings."""
-        wanted = self.settings
+    def loop(self) -> LoopConfig:
+        """The loop's part of the settings."""
+        settings = self.settings
         return LoopConfig(
-            steps=wanted.steps,
-            batch_size=wanted.batch_size,
-            accumulation=wanted.accumulation,
-            clip=wanted.clip,
-            warmup=wanted.warmup,
-            checkpoint_every=wanted.checkpoint_every,
-            sample_every=wanted.sample_every,
-            seed=wanted.seed,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            accumulation=settings.accumulation,
+            clip=settings.clip,
+            warmup=settings.warmup,
+            checkpoint_every=settings.checkpoint_every,
+            sample_every=settings.sample_every,
+            seed=settings.seed,
         )
 
-    def fingerprint(self, used: Sequence[ManifestRow]) -> str:
-        """Hash of all that decides the result: settings, base, pictures and captions."""
-        return fingerprint(
-            self.method,
+    @cached_property
+    def data_hash(self) -> str:
+        """Hash of the images and captions that are shown."""
+        return data_hash(self.folder, self.rows)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all that decides the result."""
+        base = self.base
+        return key(
+            self.training,
             self.kind,
             self.concept,
             self.settings,
-            self.base.hash,
-            str(self.base.dtype),
-            data_hash(self.folder, used),
+            base.hash,
+            str(base.dtype),
+            self.data_hash,
         )
 
     def linears(self, blocks: str = "") -> dict[str, nn.Linear]:
-        """The attention linears that the method's or the settings' block filter keeps."""
-        every = attention_linears(self.base.unet)
-        return {name: every[name] for name in select(every, blocks or self.settings.blocks)}
+        """The base's linears that the method's or the settings' block filter keeps."""
+        every = self.base.linears()
+        kept = self.base.family.select(every, blocks or self.settings.blocks)
+        return {name: every[name] for name in kept}
 
     def generator(self, layer: str) -> torch.Generator:
         """Randomness of a layer's initial values; a block filter does not shift that of others."""
         return torch.Generator().manual_seed(derive_seed(self.settings.seed, "start", layer))
 
-    def metadata(self, used: Sequence[ManifestRow], layers: Mapping[str, LowRank]) -> Metadata:
+    def trained(self, role: str = "train") -> list[ManifestRow]:
+        """The rows of this role."""
+        return [row for row in self.rows if row.role == role]
+
+    def metadata(self, layers: Mapping[str, LowRank]) -> Metadata:
         """What the adapter says about itself, as far as all methods agree."""
-        trained = [row for row in used if row.role == "train"]
-        names = {row.kind: row.concept for row in trained}
+        trained = self.trained()
+        concepts = {row.kind: row.concept for row in trained}
         return Metadata(
-            method=self.method,
+            method=self.training,
             stage=self.kind,
             concept=self.concept,
-            content=names.get("content", ""),
-            style=names.get("style", ""),
+            content=concepts.get("content", ""),
+            style=concepts.get("style", ""),
             rank=max((pair.rank for pair in layers.values()), default=0),
             triggers={row.kind: row.trigger for row in trained},
             class_words={row.kind: row.class_word for row in trained},
             base_id=self.base.id,
             base_hash=self.base.hash,
-            data_hash=data_hash(self.folder, used),
+            data_hash=self.data_hash,
             code_version=code_version(),
             seed=self.settings.seed,
-            config={"settings": asdict(self.settings)},
+            config={"settings": self.settings.model_dump()},
         )
 
-    def preview(self, used: Sequence[ManifestRow]) -> Preview:
-        """Draw the first training caption with whatever hangs on the base's UNet at the time."""
-        caption = next(row.caption for row in used if row.role == "train")
+    def preview(self) -> Preview:
+        """Sample the first training caption with whatever hangs on the base at the time."""
+        caption = self.trained()[0].caption
 
-        def draw(_step: int) -> dict[str, Image.Image]:
+        def generate(_step: int) -> dict[str, Image.Image]:
             images = sample(self.base, [caption], [self.settings.seed], steps=_PREVIEW_STEPS)
             self.base.offload()
             return {caption: images[0]}
 
-        return draw
+        return generate
 
 
 @contextmanager
 def adapted(
     base: Base, deltas: Mapping[str, nn.Module], gradient_checkpointing: bool = False
 ) -> Iterator[AdaptedModel]:
-    """The base's UNet with trainable deltas, for the block's time; afterwards it is as before."""
-    model = AdaptedModel(base.unet, deltas).to(base.device)
+    """The base's denoiser with trainable deltas for the block's time; afterwards as before."""
+    model = AdaptedModel(base.model, deltas).to(base.device)
     try:
         with checkpointed(base, gradient_checkpointing):
             yield model
@@ -149,16 +159,15 @@ def adapted(
 
 
 @contextmanager
-def checkpointed(base: Base, wanted: bool) -> Iterator[None]:
-    """Let the UNet forget activations and compute them again in the backward pass, if wanted."""
-    unet: Any = base.unet
-    if wanted:
-        unet.enable_gradient_checkpointing()
+def checkpointed(base: Base, enabled: bool) -> Iterator[None]:
+    """Let the denoiser forget activations and compute them again in the backward pass."""
+    if enabled:
+        base.checkpoint_gradients(True)
     try:
         yield
     finally:
-        if wanted:
-            unet.disable_gradient_checkpointing()
+        if enabled:
+            base.checkpoint_gradients(False)
 
 
 def exported(deltas: Mapping[str, LowRankDelta]) -> dict[str, LowRank]:
@@ -169,21 +178,9 @@ def exported(deltas: Mapping[str, LowRankDelta]) -> dict[str, LowRank]:
     }
 
 
-def fingerprint(*parts: str | TrainSettings | MergeSettings) -> str:
-    """SHA-256 over texts and settings."""
-    texts = [part if isinstance(part, str) else json.dumps(asdict(part)) for part in parts]
-    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()
-
-
 def tensors_hash(tensors: Iterable[Tensor]) -> str:
     """SHA-256 over the values of float32 tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def code_version() -> str:
-    """Version of b4m, with the commit that the image or the runner states in GIT_COMMIT."""
-    commit = os.environ.get("GIT_COMMIT", "")
-    return f"{b4m.__version__}+{commit[:12]}" if commit else b4m.__version__

@@ -10,9 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from b4m.bases.sdxl.conditioning import Conditioning, predict
-from b4m.bases.sdxl.load import Base
-from b4m.bases.sdxl.noise import add_noise, min_snr_weight, target
+from b4m.bases.base import Base, Conditioning
 from b4m.data.cache import Cache
 from b4m.data.images import fit_square, load_image
 from b4m.data.manifest import ManifestRow
@@ -33,7 +31,7 @@ class TrainingSet:
     def __len__(self) -> int:
         return self.mean_VNCHW.shape[1]
 
-    def draw(
+    def sample(
         self, rows: Sequence[int], generator: torch.Generator, device: torch.device
     ) -> tuple[Tensor, Conditioning]:
         """Latents (B, C, H, W) drawn from the posterior, and the captions' conditioning."""
@@ -78,12 +76,10 @@ class Noise:
     t_B: Tensor
 
     @classmethod
-    def draw(cls, base: Base, batch_size: int, generator: torch.Generator) -> "Noise":
+    def sample(cls, base: Base, batch_size: int, generator: torch.Generator) -> "Noise":
         """Normal noise and uniform timesteps for B latents."""
-        size = (batch_size, base.latent_channels, base.latent_side, base.latent_side)
-        noise_BCHW = torch.randn(size, generator=generator)
-        steps = len(base.scheduler.alphas_cumprod)
-        t_B = torch.randint(steps, (batch_size,), generator=generator)
+        noise_BCHW = torch.randn((batch_size, *base.latent_shape), generator=generator)
+        t_B = base.noising.sample_times(batch_size, generator)
         return cls(noise_BCHW.to(base.device), t_B.to(base.device))
 
     def __getitem__(self, rows: Sequence[int]) -> "Noise":
@@ -98,20 +94,21 @@ def denoising_losses(
     text: Conditioning,
     min_snr_gamma: float = 0.0,
 ) -> Tensor:
-    """Mean squared error (B,) between the UNet's output and what it should be.
+    """Mean squared error (B,) between the denoiser's output and what it should be.
 
     Args:
-        model: the UNet, adapted.
-        base: noise schedule and prediction type.
+        model: the denoiser, adapted.
+        base: its noising says what the output should be.
         x0_BCHW: clean latents.
         noise: of the same B.
         text: conditioning of the B captions.
-        min_snr_gamma: weight of `min_snr_weight`; 0 is none.
+        min_snr_gamma: gamma of `Noising.min_snr_weight`; 0 is none.
     """
-    noisy_BCHW = add_noise(base, x0_BCHW, noise.noise_BCHW, noise.t_B)
-    output_BCHW = predict(model, base, noisy_BCHW, noise.t_B, text)
-    wanted_BCHW = target(base, x0_BCHW, noise.noise_BCHW, noise.t_B)
-    loss_B = (output_BCHW - wanted_BCHW).square().flatten(1).mean(1)
+    noising = base.noising
+    noisy_BCHW = noising.add(x0_BCHW, noise.noise_BCHW, noise.t_B)
+    output_BCHW = base.predict(model, noisy_BCHW, noise.t_B, text)
+    target_BCHW = noising.target(x0_BCHW, noise.noise_BCHW, noise.t_B)
+    loss_B = (output_BCHW - target_BCHW).square().flatten(1).mean(dim=1)
     if min_snr_gamma > 0:
-        loss_B = loss_B * min_snr_weight(base, noise.t_B, min_snr_gamma)
+        loss_B = loss_B * noising.min_snr_weight(noise.t_B, min_snr_gamma)
     return loss_B

@@ -3,20 +3,21 @@
 from pathlib import Path
 
 
-def convert(file: str | Path, out: str | Path, form: str = "kohya") -> Path:
+def convert(file: str | Path, out: str | Path, form: str = "kohya", dtype: str = "float32") -> Path:
     """Write an adapter for another tool.
 
     Args:
         file: adapter file of any tool
         out: file to write; for peft its adapter_config.json lies beside it
         form: diffusers, peft, or kohya (A1111, ComfyUI)
+        dtype: of the written file: float32, float16 or bfloat16
 
     Returns:
         Path of the written weights.
 
     Raises:
-        B4MError: for an unreadable file or an unknown form.
+        B4MError: for an unreadable file, or an unknown form or dtype.
     """
-    from b4m.files.adapter_files import read_adapter, write_adapter
+    from b4m.files import read_adapter, write_adapter
 
-    return write_adapter(Path(out), read_adapter(Path(file)), form)
+    return write_adapter(Path(out), read_adapter(Path(file)), form, dtype)

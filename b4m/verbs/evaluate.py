@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from b4m.config import DEFAULT_EVALUATOR
+from b4m.settings import DEFAULT_EVALUATOR
 
 
 def evaluate(

@@ -18,7 +18,7 @@ def inspect(file: str | Path) -> dict[str, Any]:
     Raises:
         B4MError: if the file cannot be read, or holds something else than low-rank pairs.
     """
-    from b4m.files.adapter_files import describe
+    from b4m.files import describe
 
     facts = describe(Path(file))
     if "problem" in facts:

@@ -1,11 +1,11 @@
 """Make one adapter of two."""
 
-from dataclasses import asdict
 from pathlib import Path
 
-from b4m.config import DEFAULT_BASE, MergeSettings, resolve
-from b4m.errors import B4MError
-from b4m.verbs.workspace import Settings, parameters_of, work_folder
+from b4m.methods import merge_rule
+from b4m.methods import method as method_row
+from b4m.settings import DEFAULT_BASE, resolve
+from b4m.verbs.workspace import Values, load, work_folder
 
 
 def merge(
@@ -15,7 +15,8 @@ def merge(
     method: str = "direct",
     base: str = DEFAULT_BASE,
     data: str | Path = "",
-    settings: Settings = None,
+    dtype: str = "float32",
+    settings: Values = None,
 ) -> Path:
     """Make one adapter of a content adapter and a style adapter.
 
@@ -29,6 +30,7 @@ def merge(
         method: direct, svd, ties, dare, nplora, blora, ziplora, duolora or b4m (the make stage)
         base: base model; only methods that learn load it
         data: prepared folder; only methods that learn need it
+        dtype: of the written file: float32, float16 or bfloat16
         settings: see the settings below
 
     Returns:
@@ -37,31 +39,28 @@ def merge(
     Raises:
         B4MError: for an unknown method or setting, unreadable files, or files of two bases.
     """
-    from b4m.methods import MERGES, SAMPLERS
-
-    if method in SAMPLERS:
-        raise B4MError(
-            f"{method} chooses anew at every step, so it has no file: give both adapters to "
-            f"`b4m sample --adapter CONTENT STYLE --combine {method}`"
-        )
-    merging = MERGES[method]
-    from b4m.files.adapter_files import read_adapter, write_adapter
+    rule, overrides = merge_rule(method), dict(settings or {})
+    resolve(rule.settings, overrides, method=method)  # a wrong one is told before anything is read
+    from b4m.files import read_adapter, write_adapter
     from b4m.merging.context import MergeContext, require_same_base
     from b4m.tracking import open_tracker
 
-    parts = read_adapter(Path(content)), read_adapter(Path(style))
-    require_same_base(*parts)
-    wanted = resolve(MergeSettings, dict(settings or {}), parameters_of(base))
-    names = [part.metadata.concept or "?" for part in parts]
-    told = {"settings": asdict(wanted), "base": base}
-    with open_tracker(f"{method}/{'+'.join(names)}/s{wanted.seed}", "merge", method, told) as run:
+    adapters = read_adapter(Path(content)), read_adapter(Path(style))
+    require_same_base(*adapters)
+    model = load(base, overrides) if method_row(method).learned else None
+    chosen = resolve(rule.settings, overrides, model.recipe.get("merge") if model else {}, method)
+    values = chosen.model_dump()
+    concepts = "+".join(adapter.metadata.concept or "?" for adapter in adapters)
+    recorded = {"settings": values, "base": base}
+    name = f"{method}/{concepts}/s{values.get('seed', 0)}"
+    with open_tracker(name, "merge", method, recorded) as tracker:
         context = MergeContext(
-            base_id=base,
-            settings=wanted,
-            data_dir=Path(data) if str(data) else None,
+            settings=chosen,
+            loaded=model,
+            data=Path(data) if str(data) else None,
             workdir=work_folder(),
-            tracker=run,
+            tracker=tracker,
         )
-        write_adapter(Path(out), merging(*parts, context))
-        run.files([Path(out)], "adapter")
+        write_adapter(Path(out), rule.merge(*adapters, context), dtype=dtype)
+        tracker.files([Path(out)], "adapter")
     return Path(out)

@@ -1,20 +1,19 @@
-"""Draw: prompts of a prepared folder, adapters put together, a folder of pictures."""
+"""Generate images: prompts of a prepared folder, adapters put together, a folder of images."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from b4m.config import DEFAULT_BASE, SampleSettings, resolve
-from b4m.data.captions import merged_caption
-from b4m.data.manifest import read_manifest
 from b4m.errors import B4MError
-from b4m.methods import SAMPLERS
-from b4m.verbs.workspace import Settings, loaded, sha256_of
+from b4m.methods import names, sampler
+from b4m.plan import SUM
+from b4m.settings import DEFAULT_BASE, SampleSettings, Settings, resolve
+from b4m.verbs.workspace import Values, load
 
 if TYPE_CHECKING:
     from b4m.adapters.adapter import Adapter
-    from b4m.bases.sdxl.load import Base
+    from b4m.bases.base import Base
 
 
 def sample(
@@ -24,90 +23,112 @@ def sample(
     prompt: Sequence[str] = (),
     seed: Sequence[int] = (0,),
     label: str = "",
-    combine: str = "direct",
+    combine: str = SUM,
     base: str = DEFAULT_BASE,
-    settings: Settings = None,
+    settings: Values = None,
     content: str = "",
     style: str = "",
 ) -> Path:
-    """Draw pictures with an adapter, with several at once, or with the base alone.
+    """Generate images with an adapter, with several at once, or with the base alone.
 
     Args:
         out: folder to write: samples.csv and images/
-        adapter: adapter files; none draws with the base alone
+        adapter: adapter files; none samples the base alone
         data: prepared folder, which gives the prompts when none is given
-        prompt: what to draw
-        seed: one picture per prompt and seed; the same seed is the same noise for every method
-        label: name of these pictures in the report; made from the adapter if left out
+        prompt: what to show
+        seed: one image per prompt and seed; the same seed is the same noise for every method
+        label: name of these images in the report; made from the adapter if left out
         combine: how several adapters act together: direct, or klora for two (content, style)
         base: base model: a folder, a hub id or a single-file checkpoint
         settings: see the settings below
-        content: of a prepared folder with several contents, draw this one
-        style: of a prepared folder with several styles, draw this one
+        content: of a prepared folder with several contents, this one
+        style: of a prepared folder with several styles, this one
 
     Returns:
         `out`.
 
     Raises:
-        B4MError: for unreadable files, an adapter of another base, or nothing to draw.
+        B4MError: for unreadable files, an adapter of another base, or no prompt.
     """
-    from b4m.bases.sdxl.sample import sample as draw
+    overrides = dict(settings or {})
+    model_of_settings = settings_of(combine)
+    resolve(model_of_settings, overrides, method=combine)
+    from b4m.bases.sampling import sample as generate
     from b4m.evaluate.samples import write_samples
-    from b4m.files.adapter_files import read_adapter
+    from b4m.files import read_adapter
+    from b4m.io import sha256
 
     files = [Path(file) for file in adapter]
     adapters = [read_adapter(file) for file in files]
-    given = dict(settings or {})
-    jobs = [(text, *_concepts_of(adapters)) for text in prompt] or _prompts_of(data, content, style)
-    model = loaded(base, given)
-    wanted = resolve(SampleSettings, given, model.parameters)
-    deltas, hook = _together(adapters, combine, model, wanted)
-    images = draw(
+    jobs = [(text, *_concepts(adapters)) for text in prompt] or _prompts(data, content, style)
+    model = load(base, overrides)
+    chosen = resolve(model_of_settings, overrides, model.recipe.get("sample"), combine)
+    deltas, hook = _combined(adapters, combine, model, chosen)
+    images = generate(
         model,
         [text for text, _, _ in jobs],
         list(seed),
         deltas=deltas,
-        steps=wanted.steps,
-        guidance=wanted.guidance,
-        negative=wanted.negative,
+        steps=chosen.steps,
+        guidance=chosen.guidance,
+        negative=chosen.negative,
         step_hook=hook,
-        batch_size=wanted.batch_size,
+        batch_size=chosen.batch_size,
     )
-    name = _method_of(adapters, combine)
-    hashes = "+".join(sha256_of(file)[:16] for file in files)
+    method = _method(adapters, combine)
+    hashes = "+".join(sha256(file)[:16] for file in files)
     rows = [
         {
-            "label": label or name,
-            "method": name,
-            "content": of_content,
-            "style": of_style,
+            "label": label or method,
+            "method": method,
+            "content": content_name,
+            "style": style_name,
             "prompt": text,
             "seed": number,
-            "steps": wanted.steps,
-            "guidance": wanted.guidance,
+            "steps": chosen.steps,
+            "guidance": chosen.guidance,
             "base_id": model.id,
             "base_hash": model.hash,
             "adapter_hash": hashes,
         }
-        for text, of_content, of_style in jobs
+        for text, content_name, style_name in jobs
         for number in seed
     ]
     about = {hashes: {"files": [asdict(one.metadata) for one in adapters]}} if files else {}
     return write_samples(Path(out), rows, images, about)
 
 
-def _concepts_of(adapters: Sequence["Adapter"]) -> tuple[str, str]:
+def settings_of(combine: str) -> type[SampleSettings]:
+    """What sampling reads when adapters act together in this way.
+
+    Raises:
+        B4MError: for an unknown way.
+    """
+    if combine == SUM:
+        return SampleSettings
+    if combine not in names("images"):
+        known = ", ".join([SUM, *names("images")])
+        raise B4MError(f"unknown way to combine {combine!r}; known: {known}")
+    model: type[Settings] = sampler(combine).settings
+    assert issubclass(model, SampleSettings)
+    return model
+
+
+def _concepts(adapters: Sequence["Adapter"]) -> tuple[str, str]:
     """Content and style that the adapters know, as far as their files say."""
     content = next((a.metadata.content for a in adapters if a.metadata.content), "")
     return content, next((a.metadata.style for a in adapters if a.metadata.style), "")
 
 
-def _prompts_of(
+def _prompts(
     data: str | Path, content_name: str = "", style_name: str = ""
 ) -> list[tuple[str, str, str]]:
     """Prompt, content and style of every pair in a prepared folder, or of the pairs asked for."""
+    from b4m.data.captions import merged_caption
+    from b4m.data.manifest import read_manifest
+
     if not str(data):
-        raise B4MError("nothing to draw: give a prompt, or a prepared folder that has them")
+        raise B4MError("nothing to sample: give a prompt, or a prepared folder that has them")
     rows = [row for row in read_manifest(Path(data)) if row.role == "train"]
     contents = {row.concept: row.class_word for row in rows if row.kind == "content"}
     styles = list(dict.fromkeys(row.concept for row in rows if row.kind == "style"))
@@ -120,44 +141,38 @@ def _prompts_of(
         if content_name in ("", content) and style_name in ("", style)
     ]
     if not jobs:
-        asked = f"{content_name or 'any content'} in {style_name or 'any style'}"
+        pair = f"{content_name or 'any content'} in {style_name or 'any style'}"
         raise B4MError(
-            f"{data} has no {asked}; it has {', '.join(contents)} and {', '.join(styles)}"
+            f"{data} has no {pair}; it has {', '.join(contents)} and {', '.join(styles)}"
         )
     return jobs
 
 
-def _method_of(adapters: Sequence["Adapter"], combine: str) -> str:
-    """Name of what draws: "base", "content only", "direct", "b4m", ..."""
+def _method(adapters: Sequence["Adapter"], combine: str) -> str:
+    """Name of what generates: "base", "content only", "direct", "b4m", ..."""
     if not adapters:
         return "base"
     if len(adapters) > 1:
         return combine
-    told = adapters[0].metadata
-    return f"{told.stage} only" if told.stage in {"content", "style"} else told.method or "adapter"
+    metadata = adapters[0].metadata
+    if metadata.stage in {"content", "style"}:
+        return f"{metadata.stage} only"
+    return metadata.method or "adapter"
 
 
-def _together(
+def _combined(
     adapters: Sequence["Adapter"], combine: str, base: "Base", settings: SampleSettings
 ) -> tuple[Any, Any]:
-    """What hangs on the UNet while drawing, and the hook that changes it step by step."""
-    if combine in SAMPLERS:
+    """What hangs on the base while it generates, and the hook that changes it step by step."""
+    if combine != SUM:
         if len(adapters) != 2:
             raise B4MError(f"{combine} needs two adapters, content and style, not {len(adapters)}")
-        return SAMPLERS[combine](adapters[0], adapters[1], base, settings)
-    if combine != "direct":
-        known = ", ".join(["direct", *SAMPLERS])
-        raise B4MError(f"unknown way to combine {combine!r}; known: {known}")
+        return sampler(combine).sampler(adapters[0], adapters[1], base, settings)
     if not adapters:
         return None, None
-    scaled = [
-        replace(one, layers={name: pair.scale(settings.scale) for name, pair in one.layers.items()})
-        for one in adapters
-    ]
-    total = scaled[0]
-    for other in scaled[1:]:
-        layers = dict(total.layers)
-        for name, pair in other.layers.items():
-            layers[name] = layers[name] + pair if name in layers else pair
-        total = replace(total, layers=layers)
-    return total, None
+    from b4m.bases.sampling import check_base
+
+    for adapter in adapters:
+        check_base(base, adapter)
+    scaled = [adapter.scale(settings.scale) for adapter in adapters]
+    return sum(scaled[1:], start=scaled[0]), None

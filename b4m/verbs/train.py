@@ -1,11 +1,11 @@
 """Train one adapter."""
 
-from dataclasses import asdict
 from pathlib import Path
 
-from b4m.config import DEFAULT_BASE, TrainSettings, resolve
 from b4m.errors import B4MError
-from b4m.verbs.workspace import Settings, copy_whole, loaded, work_folder
+from b4m.methods import training
+from b4m.settings import DEFAULT_BASE, resolve
+from b4m.verbs.workspace import Values, load, work_folder
 
 
 def train(
@@ -15,12 +15,13 @@ def train(
     out: str | Path,
     method: str = "lora",
     base: str = DEFAULT_BASE,
-    settings: Settings = None,
+    dtype: str = "float32",
+    settings: Values = None,
 ) -> Path:
     """Train one low-rank adapter of a content or of a style.
 
     A training that was killed goes on where it stopped when the same command is given again. One
-    that has been made before, by the same code from the same pictures with the same settings, is
+    that has been made before, by the same code from the same images with the same settings, is
     taken from runs/work (B4M_WORK) instead of being made again.
 
     Args:
@@ -30,6 +31,7 @@ def train(
         out: adapter file to write (.safetensors)
         method: lora, b4m (the break stage), blora or joint
         base: base model: a folder, a hub id or a single-file checkpoint
+        dtype: of the written file: float32, float16 or bfloat16
         settings: see the settings below
 
     Returns:
@@ -38,34 +40,34 @@ def train(
     Raises:
         B4MError: for an unknown method, kind, concept or setting, or unusable data.
     """
-    from b4m.methods import TRAINERS
-
+    way, overrides, folder = training(method), dict(settings or {}), Path(data)
     if kind not in {"content", "style", "joint"}:
         raise B4MError(f"unknown kind {kind!r}; choose content, style or joint")
     if (kind == "joint") != (method == "joint"):
         raise B4MError(f"kind {kind} does not go with method {method}; joint goes with joint")
-    trainer = TRAINERS[method]
-    from b4m.data.manifest import data_hash, read_manifest
-    from b4m.files.adapter_files import write_adapter
+    resolve(way.settings, overrides, method=method)  # a wrong one is told before the base is loaded
+    from b4m.data.manifest import read_manifest
+    from b4m.files import read_adapter, write_adapter
+    from b4m.io import copy_whole
     from b4m.tracking import open_tracker
-    from b4m.train.adapter_cache import place, rows_used
+    from b4m.train.key import cache_path
+    from b4m.train.run import Run
 
-    folder = Path(data)
-    images = data_hash(folder, rows_used(read_manifest(folder), kind, concept, method))
-    given = dict(settings or {})
-    resolve(TrainSettings, given)  # a wrong setting is told before the base is loaded
-    model = loaded(base, given)
-    wanted = resolve(TrainSettings, given, model.parameters)
-    shelf = place(
-        work_folder(), method, kind, concept, asdict(wanted), model.hash, str(model.dtype), images
-    )
-    told = {"settings": asdict(wanted), "base": base, "concept": concept}
-    with open_tracker(f"{method}/{concept}/s{wanted.seed}", kind, method, told) as tracker:
-        if shelf.is_file():
-            tracker.tags({"b4m.reused": shelf.stem})
+    rows = way.rows(read_manifest(folder), kind, concept)
+    model = load(base, overrides)
+    chosen = resolve(way.settings, overrides, model.recipe.get("train"), method)
+    recorded = {"settings": chosen.model_dump(), "base": base, "concept": concept}
+    name = f"{method}/{concept}/s{chosen.seed}"
+    with open_tracker(name, kind, method, recorded) as tracker:
+        run = Run(method, kind, concept, folder, rows, model, chosen, work_folder(), tracker)
+        finished = cache_path(run.workdir, run.key)
+        if finished.is_file():
+            tracker.tags({"b4m.reused": finished.stem})
         else:
-            made = trainer(kind, folder, concept, model, wanted, work_folder(), tracker)
-            write_adapter(shelf, made)
-        copy_whole(shelf, Path(out))
+            write_adapter(finished, way.train(run))
+        if dtype == "float32":
+            copy_whole(finished, Path(out))
+        else:
+            write_adapter(Path(out), read_adapter(finished), dtype=dtype)
         tracker.files([Path(out)], "adapter")
     return Path(out)

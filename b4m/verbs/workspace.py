@@ -1,16 +1,15 @@
-"""Where verbs find and put things: the working folder, the base, whole copies."""
+"""Where verbs find and put things: the working folder, the base, the form of a written file."""
 
-import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from b4m.bases.sdxl.load import Base
+    from b4m.bases.base import Base
 
-Settings = Mapping[str, object] | None
+Values = Mapping[str, object] | None
+"""Settings by name; text, as a command line gives it, is converted."""
 
 
 def work_folder() -> Path:
@@ -18,27 +17,8 @@ def work_folder() -> Path:
     return Path(os.environ.get("B4M_WORK", "runs/work"))
 
 
-def loaded(base: str, given: Mapping[str, object]) -> "Base":
+def load(base: str, settings: Mapping[str, object]) -> "Base":
     """The base, in the precision that the settings ask for; loaded once per process."""
-    from b4m.bases.sdxl.load import shared_base
+    from b4m.bases import shared_base
 
-    return shared_base(base, str(given.get("precision", "auto")))
-
-
-def parameters_of(base: str) -> int:
-    """Size of the base's UNet from its weights' size on disk; 0, which means SDXL, if not there."""
-    files = list((Path(base) / "unet").glob("*.safetensors"))
-    return sum(file.stat().st_size for file in files) // 2
-
-
-def copy_whole(file: Path, out: Path) -> None:
-    """Copy a file so that `out` is whole or not there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.copyfile(file, partial)
-    os.replace(partial, out)
-
-
-def sha256_of(file: Path) -> str:
-    """Hash of a file, in hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return shared_base(base, str(settings.get("precision", "auto")))

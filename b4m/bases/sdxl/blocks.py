@@ -132,42 +132,6 @@ def sdxl_twin(name: str, depth: int) -> str:
     return f"{group}.transformer_blocks.{twin}.{kind}"
 
 
-def select(names: Iterable[str], blocks: str) -> list[str]:
-    """The names that a block filter keeps, in their order.
-
-    Args:
-        names: module paths of linears.
-        blocks: comma-separated terms, of which one must hold: "all" or empty, a role ("content",
-            "style"), "blora-content", "blora-style", or a part of the path such as
-            "up_blocks.0.attentions.1" or "attn2".
-
-    Raises:
-        B4MError: when a term keeps nothing.
-    """
-    every = list(names)
-    terms = [term.strip() for term in blocks.split(",") if term.strip()]
-    if not terms or "all" in terms:
-        return every
-    kept: set[str] = set()
-    for term in terms:
-        matching = {name for name in every if _matches(name, term)}
-        if not matching:
-            raise B4MError(
-                f"block filter {term!r} keeps none of {len(every)} layers; give all, content, "
-                "style, blora-content, blora-style or a part of a path as up_blocks.0.attentions.1"
-            )
-        kept |= matching
-    return [name for name in every if name in kept]
-
-
-def _matches(name: str, term: str) -> bool:
-    if term in ("content", "style"):
-        return role_of(name) == term
-    if term.startswith("blora-"):
-        return term.removeprefix("blora-") in BLORA and group_of(name) == BLORA[term[6:]]
-    return f".{term}." in f".{name}."
-
-
 def _position(name: str) -> tuple[str, int]:
     """Group and index of the transformer block of a linear."""
     group = group_of(name)

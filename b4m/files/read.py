@@ -1,21 +1,18 @@
-"""Adapter files: read any tool's, write any tool's; strict at the door.
+"""Read the adapter files of every tool, strictly.
 
 An adapter is one safetensors file that stands alone: pairs by module path, alpha folded into up
 (up <- alpha / rank up), and a header that says what it is. Reading refuses what it does not fully
 understand and names it: other tools load such files with parts missing, silently
 (huggingface/diffusers#9291, #11790). Tensors are read as float32 at least.
-
-Equal adapters give equal bytes, so files can be compared and cached by hash.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +23,44 @@ from torch import Tensor
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
-from b4m.bases.sdxl.blocks import group_of, role_of
+from b4m.bases import families
+from b4m.bases.family import Family
 from b4m.errors import B4MError
-from b4m.files import forms, keys
+from b4m.files import keys
 
+Address = tuple[str, str]  # network and module path
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PEFT_CONFIG = "adapter_config.json"
-PEFT_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterFile:
+    """What a file holds.
+
+    Attributes:
+        path: the file.
+        family: the base models that its names belong to.
+        style: the tool's style of names, see `b4m.files.keys`.
+        pairs: by network and module path, alpha folded in.
+        header: as it stands in the file.
+    """
+
+    path: Path
+    family: Family
+    style: str
+    pairs: Mapping[Address, LowRank]
+    header: Mapping[str, str]
+
+    def adapter(self) -> Adapter:
+        """The adapter."""
+        denoiser = self.family.denoiser
+        return Adapter(
+            layers={name: pair for (net, name), pair in self.pairs.items() if net == denoiser},
+            metadata=Metadata.from_header(self.header),
+            text_layers={
+                f"{net}.{name}": pair for (net, name), pair in self.pairs.items() if net != denoiser
+            },
+        )
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -45,96 +73,16 @@ def read_adapter(path: str | Path) -> Adapter:
         B4MError: when the file is missing, truncated or pickled; holds no pairs, unknown names,
             half a pair, convolutions, DoRA, LoHa or LoKr; or holds NaN or infinite numbers.
     """
-    file = _locate(Path(path))
-    tensors, header = _load(file)
-    pairs, _ = _pairs(file, tensors, header)
-    return Adapter(
-        layers={module: pair for (network, module), pair in pairs.items() if network == keys.UNET},
-        metadata=Metadata.from_header(header),
-        text_layers={
-            f"{network}.{module}": pair
-            for (network, module), pair in pairs.items()
-            if network != keys.UNET
-        },
-    )
+    return read_file(Path(path)).adapter()
 
 
-def write_adapter(
-    path: str | Path, adapter: Adapter, form: str = "diffusers", dtype: str = "float32"
-) -> Path:
-    """Write an adapter atomically, as a file that the named tool loads.
-
-    Args:
-        path: the file; for "peft" a folder, or a file beside which adapter_config.json is written.
-        adapter: layers of rank 0 stand for zero and are left out.
-        form: "diffusers" (also for PEFT's loaders in diffusers), "peft" (PeftModel of the UNet),
-            or "kohya" (sd-scripts, A1111, ComfyUI).
-        dtype: "float32", "float16" or "bfloat16".
-
-    Returns:
-        The path of the safetensors file.
-
-    Raises:
-        B4MError: for an unknown form or dtype, an empty adapter, an unknown layer name, text
-            encoder layers in "peft", or numbers that are not finite in this dtype.
-    """
-    if form not in forms.FORMS or dtype not in DTYPES:
-        raise B4MError(
-            f"cannot write form {form!r} in {dtype!r}; forms: {', '.join(forms.FORMS)}; "
-            f"dtypes: {', '.join(DTYPES)}"
-        )
-    file = Path(path)
-    if form == "peft" and file.suffix != ".safetensors":
-        file = file / PEFT_WEIGHTS
-    pairs = _addressed(adapter, file)
-    _check_finite(pairs, file, DTYPES[dtype])
-    content = forms.serialize(
-        forms.tensors(form, pairs, DTYPES[dtype]), forms.header(form, pairs, adapter.metadata)
-    )
-    config = forms.peft_config(pairs, adapter.metadata) if form == "peft" else None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if config is not None:
-        _replace(file.parent / PEFT_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-    _replace(file, content)
-    return file
+def read_file(path: Path) -> AdapterFile:
+    """Read an adapter with all that its file tells; see `read_adapter`."""
+    file = locate(path)
+    return parse_file(file, *load_tensors(file))
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """What a file is, for `b4m inspect`: size, style, ranks, where its energy sits, metadata.
-
-    A file that holds something else than low-rank pairs is described too, with the reason under
-    "problem"; a damaged one raises.
-    """
-    file = _locate(Path(path))
-    tensors, header = _load(file)
-    facts: dict[str, Any] = {
-        "file": str(file),
-        "bytes": file.stat().st_size,
-        "tensors": len(tensors),
-        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
-    }
-    own = {k: v for k, v in header.items() if k.startswith("b4m.")}
-    facts["metadata"] = dict(sorted((own or header).items()))
-    try:
-        pairs, style = _pairs(file, tensors, header)
-    except B4MError as problem:
-        return facts | {"problem": str(problem)}
-    unet = {module: pair for (network, module), pair in pairs.items() if network == keys.UNET}
-    energy = {"content": 0.0, "style": 0.0}
-    for module, pair in unet.items():
-        energy[role_of(module)] += pair.inner(pair)
-    return facts | {
-        "key_style": style,
-        "layers": len(unet),
-        "text_layers": len(pairs) - len(unet),
-        "ranks": dict(sorted(Counter(pair.rank for pair in pairs.values()).items())),
-        "groups": dict(sorted(Counter(group_of(module) for module in unet).items())),
-        "norm": sum(energy.values()) ** 0.5,
-        "norm_by_role": {role: value**0.5 for role, value in energy.items()},
-    }
-
-
-def _locate(path: Path) -> Path:
+def locate(path: Path) -> Path:
     """The one safetensors file that a path means."""
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
@@ -148,7 +96,12 @@ def _locate(path: Path) -> Path:
     return path
 
 
-def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file and its header.
+
+    Raises:
+        B4MError: if it is damaged.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             header = dict(opened.metadata() or {})
@@ -157,21 +110,20 @@ def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise B4MError(f"{file} is damaged or no safetensors file ({error})") from None
 
 
-def _pairs(
-    file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]
-) -> tuple[dict[forms.Address, LowRank], str]:
-    """Pairs by address with alpha folded in, and the file's key style."""
+def parse_file(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> AdapterFile:
+    """Pairs by address with alpha folded in, and what the names tell."""
     _refuse_foreign(file, tensors)
-    parsed = {name: keys.parse(name) for name in tensors}
+    if not tensors:
+        raise B4MError(f"{file} holds no tensors")
+    family = keys.recognise(tensors, families())
+    parsed = {name: keys.parse(name, family) for name in tensors}
     unknown = [name for name, key in parsed.items() if key is None]
     if unknown:
         raise B4MError(
-            f"{file} has {len(unknown)} names (of {len(tensors)}) that are no LoRA of SDXL's "
-            f"attention or text encoders: {_few(unknown)}"
+            f"{file} has {len(unknown)} names (of {len(tensors)}) that are not those of a LoRA of "
+            f"{family.title}'s attention or text encoders: {few(unknown)}"
         )
-    if not tensors:
-        raise B4MError(f"{file} holds no tensors")
-    parts: dict[forms.Address, dict[str, Tensor]] = {}
+    parts: dict[Address, dict[str, Tensor]] = {}
     styles: Counter[str] = Counter()
     for name, key in parsed.items():
         assert key is not None
@@ -182,17 +134,15 @@ def _pairs(
         slot[key.part] = tensors[name]
     halves = [f"{n}.{m}" for (n, m), slot in parts.items() if not {"up", "down"} <= slot.keys()]
     if halves:
-        raise B4MError(f"{file} has up without down, or down without up, for {_few(halves)}")
+        raise B4MError(f"{file} has up without down, or down without up, for {few(halves)}")
     style = styles.most_common(1)[0][0]
-    alphas = _Alphas(file, style, header)
-    pairs = {address: _fold(file, address, slot, alphas) for address, slot in sorted(parts.items())}
-    _check_finite(pairs, file, torch.float32)
-    return pairs, style
+    scales = _Scales(file, style, header, family)
+    pairs = {address: _fold(file, address, slot, scales) for address, slot in sorted(parts.items())}
+    check_finite(pairs, file, torch.float32)
+    return AdapterFile(file, family, style, pairs, header)
 
 
-def _fold(
-    file: Path, address: forms.Address, slot: Mapping[str, Tensor], alphas: _Alphas
-) -> LowRank:
+def _fold(file: Path, address: Address, slot: Mapping[str, Tensor], scales: _Scales) -> LowRank:
     """One pair in float32 or better, with up multiplied by alpha / rank."""
     where = f"{file}, {'.'.join(address)}"
     kinds = {tensor.dtype for tensor in slot.values()}
@@ -206,19 +156,19 @@ def _fold(
     if pair.rank == 0:
         raise B4MError(f"{where} has rank 0")
     if "alpha" not in slot:
-        return pair.scale(alphas.scale(address, pair.rank))
+        return pair.scale(scales.scale(address, pair.rank))
     if slot["alpha"].numel() != 1:
         raise B4MError(f"{where}: alpha is {tuple(slot['alpha'].shape)} and not one number")
     return pair.scale(float(slot["alpha"]) / pair.rank)
 
 
-class _Alphas:
+class _Scales:
     """The scale alpha / rank where a file keeps it outside its tensors.
 
     That is in PEFT's adapter_config.json, or in diffusers' own key of the header.
     """
 
-    def __init__(self, file: Path, style: str, header: Mapping[str, str]) -> None:
+    def __init__(self, file: Path, style: str, header: Mapping[str, str], family: Family) -> None:
         self.configs: dict[str, dict[str, Any]] = {}
         if style == "peft":
             config = file.parent / PEFT_CONFIG
@@ -227,7 +177,7 @@ class _Alphas:
                     f"{file} has PEFT's names but no {PEFT_CONFIG} beside it, so its alpha is "
                     "unknown; put that file there"
                 )
-            self.configs[keys.UNET] = _json(config.read_text(encoding="utf-8"), str(config))
+            self.configs[family.denoiser] = _json(config.read_text(encoding="utf-8"), str(config))
         elif "lora_adapter_metadata" in header:
             packed = _json(header["lora_adapter_metadata"], f"{file}'s lora_adapter_metadata")
             for name, value in packed.items():
@@ -240,7 +190,7 @@ class _Alphas:
                 if not isinstance(alpha, int | float):
                     raise B4MError(f"{file}: the config's alpha {alpha!r} is no number")
 
-    def scale(self, address: forms.Address, rank: int) -> float:
+    def scale(self, address: Address, rank: int) -> float:
         """The factor on up of one layer; 1 where nothing is said, as diffusers reads it."""
         config = self.configs.get(address[0])
         if config is None or "lora_alpha" not in config:
@@ -269,17 +219,22 @@ def _refuse_foreign(file: Path, tensors: Mapping[str, Tensor]) -> None:
         if marked:
             raise B4MError(
                 f"{file} is {kind}, not plain low-rank pairs, in {len(marked)} tensors: "
-                f"{_few(marked)}"
+                f"{few(marked)}"
             )
     conv = [name for name, tensor in tensors.items() if tensor.ndim == 4]
     if conv:
         raise B4MError(
             f"{file} adapts convolutions (a LoCon) in {len(conv)} tensors, which cannot be merged "
-            f"as pairs of matrices: {_few(conv)}"
+            f"as pairs of matrices: {few(conv)}"
         )
 
 
-def _check_finite(pairs: Mapping[forms.Address, LowRank], file: Path, dtype: torch.dtype) -> None:
+def check_finite(pairs: Mapping[Address, LowRank], file: Path, dtype: torch.dtype) -> None:
+    """Refuse NaN and infinite numbers, also those that this storage dtype makes.
+
+    Raises:
+        B4MError: naming the layer.
+    """
     for address, pair in pairs.items():
         for part, tensor in (("up", pair.up), ("down", pair.down)):
             if not bool(torch.isfinite(tensor.to(dtype)).all()):
@@ -288,36 +243,7 @@ def _check_finite(pairs: Mapping[forms.Address, LowRank], file: Path, dtype: tor
                 )
 
 
-def _addressed(adapter: Adapter, file: Path) -> dict[forms.Address, LowRank]:
-    """All pairs of an adapter by network and module; rank 0 left out, names checked."""
-    pairs = {(keys.UNET, module): pair for module, pair in adapter.layers.items()}
-    for name, pair in adapter.text_layers.items():
-        network, _, module = name.partition(".")
-        pairs[network, module] = pair
-    pairs = {address: pair for address, pair in pairs.items() if pair.rank > 0}
-    if not pairs:
-        raise B4MError(f"{file}: an adapter without layers is not written")
-    networks = (keys.UNET, keys.TEXT, keys.TEXT_2)
-    unknown = [".".join(a) for a in pairs if a[0] not in networks or not keys.known(*a)]
-    if unknown:
-        raise B4MError(f"{file}: {len(unknown)} names are no linears of SDXL: {_few(unknown)}")
-    return pairs
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _few(names: Iterable[str]) -> str:
+def few(names: Iterable[str]) -> str:
     """The first three names, and how many more."""
     every = list(names)
     more = f" and {len(every) - 3} more" if len(every) > 3 else ""

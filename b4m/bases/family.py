@@ -1,0 +1,101 @@
+"""A family of base models: what adapters of it look like, known without loading a model.
+
+Pure tables and rules: names of layers, their places and roles. Loading is `Base`'s matter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+from b4m.errors import B4MError
+
+
+class Family(ABC):
+    """Names and roles of the layers of one architecture.
+
+    Attributes:
+        name: short name, e.g. "sdxl".
+        title: the name in sentences.
+        pipelines: names of the diffusers pipelines whose folders are of this family.
+        networks: names of the networks in adapter files; the first one is the denoiser, the others
+            are text encoders.
+        beginnings: beginnings of tensor names by tool, see `b4m.files.keys`.
+        block_groups: named groups of layers that methods may ask for, e.g. B-LoRA's, by prefix.
+        file_header: entries that tools expect in the header of an adapter file of this family.
+        kohya_header: further ones that sd-scripts writes.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]
+    networks: ClassVar[tuple[str, ...]]
+    beginnings: ClassVar[Mapping[str, tuple[str, str]]]
+    block_groups: ClassVar[Mapping[str, str]]
+    file_header: ClassVar[Mapping[str, str]]
+    kohya_header: ClassVar[Mapping[str, str]]
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the denoising network in adapter files."""
+        return self.networks[0]
+
+    @abstractmethod
+    def module(self, network: str, path: str) -> str | None:
+        """The module path that a tool's dotted or underscored path means; None if unknown."""
+
+    @abstractmethod
+    def kohya_stem(self, network: str, module: str) -> str:
+        """The underscored name of a module in sd-scripts' files."""
+
+    @abstractmethod
+    def group_of(self, module: str) -> str:
+        """The group of layers that a linear of the denoiser belongs to.
+
+        Raises:
+            B4MError: for a module in none of them.
+        """
+
+    @abstractmethod
+    def role_of(self, module: str) -> str:
+        """Whether a linear of the denoiser draws "content" or "style" (DuoLoRA's prior)."""
+
+    def known(self, network: str, module: str) -> bool:
+        """Whether this is the name of a linear that adapters may address."""
+        return self.module(network, module) == module
+
+    def select(self, names: Iterable[str], blocks: str) -> list[str]:
+        """The names that a block filter keeps, in their order.
+
+        Args:
+            names: module paths of linears.
+            blocks: comma-separated terms, of which one must hold: "all" or empty, a role
+                ("content", "style"), one of `block_groups`, or a part of the path such as
+                "up_blocks.0.attentions.1" or "attn2".
+
+        Raises:
+            B4MError: when a term keeps nothing.
+        """
+        every = list(names)
+        terms = [term.strip() for term in blocks.split(",") if term.strip()]
+        if not terms or "all" in terms:
+            return every
+        kept: set[str] = set()
+        for term in terms:
+            matching = {name for name in every if self._matches(name, term)}
+            if not matching:
+                groups = ", ".join(["all", "content", "style", *self.block_groups])
+                raise B4MError(
+                    f"block filter {term!r} keeps none of {len(every)} layers; give {groups} or a "
+                    "part of a layer's path"
+                )
+            kept |= matching
+        return [name for name in every if name in kept]
+
+    def _matches(self, name: str, term: str) -> bool:
+        if term in ("content", "style"):
+            return self.role_of(name) == term
+        if term in self.block_groups:
+            return name.startswith(f"{self.block_groups[term]}.")
+        return f".{term}." in f".{name}."

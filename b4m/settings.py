@@ -1,0 +1,225 @@
+"""What all settings have in common, and how they are read.
+
+A method's module owns the model of what it reads (`b4m.methods`); this module holds the parts that
+several share. Defaults are the papers' for SDXL. A base may bring values that suit it better
+(`Base.recipe`), and an explicit value goes before both.
+
+A value may be meant for one method alone, "b4m.steps", or for all that have the setting, "steps".
+Descriptions are product text: the command line shows them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from b4m.errors import B4MError
+
+DEFAULT_BASE = "data/models/mini-sdxl"
+DEFAULT_EVALUATOR = "data/models/mini-clip"
+CONTENT_TRIGGER = "snq"
+STYLE_TRIGGER = "w@z"
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Overrides = Mapping[str, object]
+
+
+class Settings(BaseModel):
+    """Named values that decide a result; unknown names, NaN and infinities are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Execution(Settings):
+    """How a run is carried out."""
+
+    precision: Precision = Field("auto", description="of the base's weights")
+    gradient_checkpointing: bool = Field(False, description="less memory, about a third more time")
+    checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0 is off")
+
+
+class TrainSettings(Execution):
+    """How one adapter is trained (B4M's released scripts: rank 64, 1e-4, 1000 steps)."""
+
+    rank: int = Field(64, ge=1, description="rank of the adapter")
+    steps: int = Field(1000, ge=1, description="optimizer steps")
+    batch_size: int = Field(1, ge=1, description="images in one forward")
+    accumulation: int = Field(4, ge=1, description="forwards per optimizer step")
+    lr: float = Field(1e-4, gt=0, description="learning rate")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    blocks: str = Field("", description="only linears whose name has one of these, by commas")
+    min_snr_gamma: float = Field(
+        0.0, ge=0, description="min-SNR loss weight (arXiv 2303.09556); 0 is off"
+    )
+    flip: bool = Field(False, description="mirror half of the images")
+    sample_every: int = Field(0, ge=0, description="steps between sample images; 0 is off")
+    seed: int = Field(0, ge=0, description="seed of noise, order and initial values")
+
+
+class Weights(Settings):
+    """How much of each adapter goes into a merge."""
+
+    content_weight: float = Field(1.0, description="factor on the content adapter")
+    style_weight: float = Field(1.0, description="factor on the style adapter")
+
+
+class MergeSettings(Weights):
+    """What every merge of two whole adapters reads."""
+
+    rank: int = Field(0, ge=0, description="truncate the result to this rank; 0 keeps all")
+
+
+class MaskSettings(MergeSettings, Execution):
+    """How masks over two frozen adapters are learned."""
+
+    steps: int = Field(100, ge=0, description="optimizer steps; 0 keeps the start")
+    lr: float = Field(0.01, gt=0, description="learning rate of the masks")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
+    bank: int = Field(32, ge=1, description="(latent, t, noise) entries kept per concept")
+    seed: int = Field(0, ge=0, description="seed of the bank and its order")
+
+
+class SampleSettings(Settings):
+    """How images are generated."""
+
+    steps: int = Field(25, ge=1, description="denoising steps")
+    guidance: float = Field(5.0, ge=0, description="classifier-free guidance scale; 1 is off")
+    negative: str = Field("", description="negative prompt")
+    scale: float = Field(1.0, description="strength of the adapter")
+    batch_size: int = Field(4, ge=1, description="images generated together")
+    precision: Precision = Field("auto", description="of the base's weights")
+
+
+def resolve(
+    model: type[S], overrides: Overrides, recipe: Overrides | None = None, method: str = ""
+) -> S:
+    """Settings from explicit values over a base's recipe over the defaults.
+
+    Args:
+        model: what the method reads.
+        overrides: explicit values by name; text, as a command line gives it, is converted.
+        recipe: values of the base; names that the method does not have are passed over.
+        method: whose settings these are, for "METHOD.NAME" and for messages.
+
+    Raises:
+        B4MError: in one sentence, for a name that the method does not have or a value out of range.
+    """
+    given = _own(overrides, method)
+    unknown = [name for name in given if name not in model.model_fields]
+    if unknown:
+        raise B4MError(_unknown(unknown[0], model.model_fields, method))
+    suited = {k: v for k, v in _own(recipe or {}, method).items() if k in model.model_fields}
+    try:
+        return model(**{**suited, **given})
+    except ValidationError as error:
+        raise B4MError(_sentence(error)) from None
+
+
+def shared(models: Mapping[str, type[Settings]], overrides: Overrides) -> dict[str, dict[str, Any]]:
+    """The part of the values that each of several methods reads.
+
+    Args:
+        models: settings by method.
+        overrides: "NAME" goes to every method that has it, "METHOD.NAME" to that one.
+
+    Returns:
+        Explicit values by method, each checked.
+
+    Raises:
+        B4MError: for a value that no method reads, and as `resolve`.
+    """
+    names = {name for model in models.values() for name in model.model_fields}
+    for key in overrides:
+        method, _, name = key.rpartition(".")
+        if method and method not in models:
+            raise B4MError(f"setting {key}: there is no {method} here; there are {_few(models)}")
+        fields = models[method].model_fields if method else names
+        if name not in fields:
+            raise B4MError(_unknown(name, fields, method))
+    parts: dict[str, dict[str, Any]] = {}
+    for method, model in models.items():
+        own = _own(overrides, method)
+        parts[method] = {name: value for name, value in own.items() if name in model.model_fields}
+        resolve(model, parts[method], method=method)
+    return parts
+
+
+def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE texts as a dictionary; dashes in names become underscores.
+
+    Raises:
+        B4MError: for a text without "=".
+    """
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise B4MError(f"{text!r} is not a setting; write NAME=VALUE")
+        values[name.strip().replace("-", "_")] = value
+    return values
+
+
+def _own(values: Overrides, method: str) -> dict[str, object]:
+    """The values for this method; a name with the method before it goes before one without."""
+    plain = {key: value for key, value in values.items() if "." not in key}
+    prefix = f"{method}."
+    own = {k.removeprefix(prefix): v for k, v in values.items() if method and k.startswith(prefix)}
+    return {**plain, **own}
+
+
+def _unknown(name: str, fields: Iterable[str], method: str) -> str:
+    known = sorted(fields)
+    near = get_close_matches(name, known, n=1)
+    hint = f"the nearest is {near[0]}" if near else f"there are {_few(known)}"
+    return f"{method or 'this verb'} has no setting {name!r}; {hint}"
+
+
+def _few(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem in plain English."""
+    first = error.errors()[0]
+    name, value = ".".join(map(str, first["loc"])), first["input"]
+    context: Mapping[str, Any] = first.get("ctx", {})
+    demand = {
+        "greater_than_equal": "{ge} or more",
+        "greater_than": "more than {gt}",
+        "less_than_equal": "{le} or less",
+        "less_than": "less than {lt}",
+        "finite_number": "a finite number",
+        "literal_error": "one of {expected}",
+        "int_parsing": "a whole number",
+        "int_from_float": "a whole number",
+        "int_type": "a whole number",
+        "float_parsing": "a number",
+        "float_type": "a number",
+        "bool_parsing": "true or false",
+        "bool_type": "true or false",
+        "string_type": "text",
+    }.get(str(first["type"]))
+    if demand is None:
+        return f"setting {name}={value!r}: {first['msg']}"
+    return f"setting {name}={value!r} must be {demand.format(**context)}"
+
+
+def describe(model: type[Settings]) -> Sequence[tuple[str, str, str, str]]:
+    """Name, kind, default and help of each setting, for people."""
+    return [
+        (name, _kind(field), str(field.default), field.description or "")
+        for name, field in model.model_fields.items()
+    ]
+
+
+def _kind(field: Any) -> str:
+    choices = getattr(field.annotation, "__args__", ())
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return "|".join(choices)
+    return str(getattr(field.annotation, "__name__", field.annotation))
