@@ -108,7 +108,9 @@ class MLflowTracker:
 
         now = int(time.time() * 1000)
         entries = [Metric(_name(key), float(value), now, step) for key, value in values.items()]
-        self._try(partial(self._client.log_batch, self.run_id, metrics=entries))
+        for start in range(0, len(entries), _BATCH):
+            part = entries[start : start + _BATCH]
+            self._try(partial(self._client.log_batch, self.run_id, metrics=part))
 
     def image(self, name: str, image: Image.Image, step: int = 0) -> None:
         """Record a picture after `step` optimizer steps."""

@@ -24,14 +24,13 @@ def evaluate(
         alone: Pictures of the base model and of single adapters.
         merged: Pictures of the merged adapters, one set per method.
     """
-    import csv
-    import os
+    from pathlib import Path
 
     from b4m import verbs
+    from b4m.evaluate.tables import mean_scores
     from b4m.tracking import part_of
 
     with part_of(data.metadata["parent_run"]):
         verbs.evaluate([s.path for s in alone + merged], data.path, scores.path, evaluator)
-        with open(os.path.join(scores.path, "summary.csv"), newline="") as file:
-            for row in csv.DictReader(file):
-                metrics.log_metric(f"{row['method']} {row['metric']}", float(row["mean"]))
+    for name, mean in mean_scores(Path(scores.path)).items():
+        metrics.log_metric(name, mean)

@@ -4,19 +4,28 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
+from math import nan
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from b4m.errors import B4MError
-from b4m.evaluate.score import evaluate
+from b4m.evaluate.evaluate import evaluate
+from b4m.evaluate.statistics import Estimate
 from b4m.report import write_report
-from b4m.report.chart import Dot, scatter
+from b4m.report.chart import Axis, Mark, layout
 from b4m.report.images import data_uris
-from b4m.report.read import Line, name_of, read_world
-from b4m.report.words import lead
+from b4m.report.load import ReportData, load
+from b4m.report.names import name_of
+from b4m.report.page import render
+from b4m.report.summary import headline
 from tests.evaluate.conftest import tiny_clip  # noqa: F401
 from tests.evaluate.world import METHODS, prepare, sample
 
@@ -29,12 +38,14 @@ class Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
+        self.tags: list[str] = []
         self.loaded: list[str] = []
         self.images: list[str] = []
         self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag != "script"
+        self.tags.append(tag)
         values = dict(attrs)
         self.loaded += [values[name] or "" for name in ("src", "href") if name in values]
         if tag == "img":
@@ -53,7 +64,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def run(root: Path, evaluator: Path, contents: list[str], styles: list[str]) -> Path:
+def run(root: Path, evaluator: Path | str, contents: list[str], styles: list[str]) -> Path:
     """Prepare, "sample", evaluate; the folder that holds it all."""
     data = prepare(root / "data", contents, styles)
     pairs = [(content, style) for content in contents for style in styles]
@@ -96,9 +107,9 @@ def test_the_page_loads_nothing_from_anywhere(one: Path, tmp_path: Path) -> None
     assert file.stat().st_size < 3_000_000
 
 
-def test_every_picture_and_reference_is_shown(one: Path, tmp_path: Path) -> None:
+def test_every_image_and_reference_is_shown(one: Path, tmp_path: Path) -> None:
     page = read(report(one, tmp_path / "report.html"))
-    # 6 rows x 3 seeds; content, 3 style pictures, the merged picture and the truth on top
+    # 6 rows x 3 seeds; content, 3 style images, the merged image and the truth on top
     assert len(page.images) == 18 + 6
     assert len(set(page.images)) == 18 + 5
     text = " ".join(page.text)
@@ -107,10 +118,10 @@ def test_every_picture_and_reference_is_shown(one: Path, tmp_path: Path) -> None
     assert text.index("Base model") < text.index("Direct merge")
 
 
-def test_rows_are_identity_first_and_b4m_last(one: Path) -> None:
+def test_rows_are_baselines_first_and_b4m_last(one: Path) -> None:
     folders = [one / "samples" / label for label in reversed(METHODS)]
-    world = read_world(folders, one / "scores", one / "data")
-    assert world.labels == ["base", "content only", "style only", "direct", "nplora", "b4m"]
+    data = load(folders, one / "scores", one / "data")
+    assert data.labels == ["base", "content only", "style only", "direct", "nplora", "b4m"]
 
 
 def test_the_table_shows_the_summary(one: Path, tmp_path: Path) -> None:
@@ -153,13 +164,65 @@ def test_many_pairs_have_a_matrix_and_a_grid_each(many: Path, tmp_path: Path) ->
     assert len(page.images) == 6 * 4 * 3 + 4 + 4
 
 
-def test_text_of_users_is_escaped(one: Path, tmp_path: Path) -> None:
-    file = report(one, tmp_path / "report.html", title="<script>alert(1)</script> $body & more")
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; $body &amp; more" in file.read_text()
-    read(file)
+ATTACK = "<script>alert(1)</script> \"'><img src=x onerror=y> {{ 7 * 7 }} & more"
 
 
-def test_the_contact_sheet_has_a_tile_for_every_picture(one: Path, tmp_path: Path) -> None:
+def test_text_of_users_is_escaped_wherever_it_comes_from(many: Path) -> None:
+    """Every text of samples, scores, manifest, adapters and title is an attack."""
+    folders = [many / "samples" / label for label in METHODS]
+    data = load(folders, many / "scores", many / "data")
+    data = replace(data, adapters={"ada9": {"method": "b4m"}})
+    page, calm = Page(), Page()
+    page.feed(render(attacked(data), ATTACK))
+    calm.feed(render(data, "calm"))
+    assert page.open == []
+    assert all(source.startswith("data:image/webp;base64,") for source in page.loaded)
+    text = " ".join(page.text)
+    assert ATTACK in text
+    assert text.count(ATTACK) > 50
+    # Only hashes, which are set as code, are none any more.
+    assert [tag for tag in page.tags if tag != "code"] == [
+        tag for tag in calm.tags if tag != "code"
+    ]
+
+
+def attacked(data: ReportData) -> ReportData:
+    """The same results with an attack at the end of every text that comes from outside."""
+    pairs = {pair: tuple(f"{name}{ATTACK}" for name in pair) for pair in data.pairs}
+    concepts = {
+        (kind, f"{name}{ATTACK}"): replace(
+            concept, name=f"{name}{ATTACK}", class_word=f"{concept.class_word}{ATTACK}"
+        )
+        for (kind, name), concept in data.prepared.concepts.items()
+    }
+    truths = {pairs[pair]: truth for pair, truth in data.prepared.ground_truths.items()}
+    samples = [
+        replace(
+            sample,
+            content=f"{sample.content}{ATTACK}",
+            style=f"{sample.style}{ATTACK}",
+            prompt=f"{sample.prompt}{ATTACK}",
+        )
+        for sample in data.samples
+    ]
+    table = data.scores.table
+    table = table.assign(content=table["content"] + ATTACK, style=table["style"] + ATTACK)
+    scores = replace(data.scores, table=table, provenance=tainted(data.scores.provenance))
+    prepared = replace(data.prepared, concepts=concepts, ground_truths=truths)
+    return ReportData(samples, prepared, scores, tainted(data.adapters))
+
+
+def tainted(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: tainted(entry, name) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [tainted(entry, key) for entry in value]
+    # These are looked up elsewhere or are hashes.
+    lookups = ("label", "metric", "id", "role", "sha256", "base_hash", "adapter_hash")
+    return f"{value}{ATTACK}" if isinstance(value, str) and key not in lookups else value
+
+
+def test_the_contact_sheet_has_a_tile_for_every_image(one: Path, tmp_path: Path) -> None:
     assert report(one, tmp_path) == tmp_path / "report.html"
     assert report(one, tmp_path / "new" / "page").read_text().startswith("<!doctype html>")
     with Image.open(tmp_path / "new" / "contact.png") as sheet:
@@ -181,7 +244,7 @@ def test_scores_of_other_samples_are_refused(one: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "r.html").exists()
 
 
-def test_pictures_fit_their_budget(tmp_path: Path) -> None:
+def test_images_fit_their_budget(tmp_path: Path) -> None:
     files = []
     for number in range(6):
         files.append(tmp_path / f"{number}.png")
@@ -192,77 +255,115 @@ def test_pictures_fit_their_budget(tmp_path: Path) -> None:
     assert sum(map(len, data_uris(files, budget=10**9).values())) > 60_000
 
 
-def test_dots_stand_where_their_numbers_say() -> None:
-    def dot(name: str, content: float, style: float) -> Dot:
-        return Dot(
-            name,
-            "merged",
-            Line(content, content - 0.01, content + 0.01, 5, "pairs"),
-            Line(style, style - 0.01, style + 0.01, 5, "pairs"),
-        )
-
-    svg = scatter([dot("low", 0.4, 0.5), dot("middle", 0.6, 0.55), dot("high", 0.8, 0.7)])
-    found = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)
-    (x1, y1), (x2, y2), (x3, y3) = [(float(x), float(y)) for x, y in found]
-    assert x2 - x1 == pytest.approx(x3 - x2, abs=0.2)
-    assert (y1 - y2) * 3 == pytest.approx(y2 - y3, abs=0.4)  # up is better
-    assert svg.count('class="bar merged"') == 6
+def mark(name: str, content: float, style: float) -> Mark:
+    return Mark(
+        name,
+        "merged",
+        Estimate(content, content - 0.01, content + 0.01, 5, "pairs"),
+        Estimate(style, style - 0.01, style + 0.01, 5, "pairs"),
+    )
 
 
-def test_one_dot_without_an_interval_is_drawn() -> None:
-    line = Line(0.5, None, None, 1, "none")
-    svg = scatter([Dot("alone <b>", "best", line, line)])
-    assert "alone &lt;b&gt;" in svg
-    assert 'class="bar' not in svg
+def test_marks_stand_where_their_numbers_say() -> None:
+    chart = layout([mark("low", 0.4, 0.5), mark("middle", 0.6, 0.55), mark("high", 0.8, 0.7)])
+    x1, x2, x3 = (chart.x(one.content.mean) for one in chart.marks)
+    y1, y2, y3 = (chart.y(one.style.mean) for one in chart.marks)
+    assert 0 < x1 < x2 < x3 < chart.width
+    assert chart.height > y1 > y2 > y3 > 0  # up is better
+    assert x2 - x1 == pytest.approx(x3 - x2)
+    assert (y1 - y2) * 3 == pytest.approx(y2 - y3)
 
 
-def with_means(root: Path, copy: Path, means: dict[tuple[str, str], float]) -> Path:
-    """The same results with other means in summary.csv."""
-    shutil.copytree(root, copy)
-    table = copy / "scores" / "summary.csv"
-    rows = list(csv.DictReader(table.open()))
-    for row in rows:
-        row["mean"] = str(means.get((row["method"], row["metric"]), row["mean"]))
-    with table.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return copy
+def test_curves_join_equal_harmonic_means() -> None:
+    chart = layout([mark("low", 0.2, 0.3), mark("high", 0.9, 0.8)])
+    assert len(chart.curves) > 10
+    levels = []
+    for curve in chart.curves:
+        values = [(back(chart.x, left), back(chart.y, top)) for left, top in curve]
+        means = [2 * c * s / (c + s) for c, s in values]
+        assert max(means) == pytest.approx(min(means))
+        levels.append(means[0])
+    assert np.diff(levels) == pytest.approx(0.05)
 
 
-def test_the_ground_truth_decides_and_not_the_double_exposure(one: Path, tmp_path: Path) -> None:
-    means = {(label, f"clip_i_{part}"): 0.1 for label in METHODS for part in ("truth", "harmonic")}
-    means |= {("direct", "clip_i_harmonic"): 0.9, ("nplora", "clip_i_truth"): 0.9}
-    root = with_means(one, tmp_path / "truth", means)
+def back(axis: Axis, place: float) -> float:
+    """The value at a place."""
+    return axis.low + (place - axis.start) / (axis.end - axis.start) * (axis.high - axis.low)
+
+
+SIMILARITIES = st.floats(-1, 1)
+
+
+@given(st.lists(st.tuples(SIMILARITIES, SIMILARITIES), min_size=1, max_size=8))
+def test_any_scores_can_be_drawn(values: list[tuple[float, float]]) -> None:
+    chart = layout([mark("x", content, style) for content, style in values])
+    assert len(chart.labels) == len(values)
+    for one in chart.marks:
+        for axis, estimate in ((chart.x, one.content), (chart.y, one.style)):
+            for value in (estimate.low, estimate.mean, estimate.high):
+                assert min(axis.start, axis.end) <= axis(value) <= max(axis.start, axis.end)
+    assert 2 <= len(chart.x.ticks) <= 8
+
+
+def test_a_row_without_an_interval_is_drawn_without_bars(one: Path) -> None:
+    folders = [one / "samples" / label for label in METHODS]
+    data = load(folders, one / "scores", one / "data")
+    bars = render(data).count('class="bar')
+    assert bars == 2 * (len(METHODS) + 1)  # the only copy of the content has no interval
+    single = {key: replace(e, low=nan, high=nan) for key, e in data.scores.summary.items()}
+    without = render(replace(data, scores=replace(data.scores, summary=single)))
+    assert 'class="bar' not in without
+    assert without.count('class="dot') == len(METHODS) + 2
+
+
+def with_means(root: Path, means: dict[tuple[str, str], float]) -> ReportData:
+    """The same results with other means, by label and part of the primary metric."""
     folders = [root / "samples" / label for label in METHODS]
-    world = read_world(folders, root / "scores", root / "data")
-    assert (world.deciding, world.best(), world.best("harmonic")) == ("truth", "nplora", "direct")
-    said = lead(world)
-    assert said[0].startswith("NP-LoRA comes closest to the ground truth here: 0.90 out of 1")
-    assert said[-1].startswith("Direct merge has the higher score for content and style together")
-    manifest = root / "data" / "manifest.csv"
-    lines = manifest.read_text().splitlines(keepends=True)
-    manifest.write_text("".join(line for line in lines if ",truth," not in line))
-    without = read_world(folders, root / "scores", root / "data")
-    assert (without.deciding, without.best()) == ("harmonic", "direct")
-
-
-def test_a_row_that_merges_nothing_and_scores_best_is_told(one: Path, tmp_path: Path) -> None:
-    means = {(label, "clip_i_truth"): 0.3 for label in METHODS}
-    means |= {
-        ("copy of the style", "clip_i_truth"): 0.1,
-        ("copy of the content", "clip_i_truth"): 0,
+    data = load(folders, root / "scores", root / "data")
+    changed = {data.key(*key): mean for key, mean in means.items()}
+    summary = {
+        key: replace(estimate, mean=changed.get(key, estimate.mean))
+        for key, estimate in data.scores.summary.items()
     }
-    means[("style only", "clip_i_truth")] = 0.8
-    root = with_means(one, tmp_path / "idle", means)
-    folders = [root / "samples" / label for label in METHODS]
-    said = lead(read_world(folders, root / "scores", root / "data"))
-    assert any("the style adapter reaches 0.80 although it merges nothing" in text for text in said)
-    means[("style only", "clip_i_truth")] = 0.2
-    means |= {(label, "clip_i_truth"): 0.2 for label in ("base", "content only")}
-    root = with_means(one, tmp_path / "busy", means)
-    said = lead(read_world(folders, root / "scores", root / "data"))
-    assert not any("merges nothing" in text for text in said)
+    assert changed.keys() <= summary.keys()
+    return replace(data, scores=replace(data.scores, summary=summary))
+
+
+def test_the_ground_truth_decides_and_not_the_double_exposure(one: Path) -> None:
+    means = {(label, part): 0.1 for label in METHODS for part in ("truth", "harmonic")}
+    means |= {("direct", "harmonic"): 0.9, ("nplora", "truth"): 0.9}
+    data = with_means(one, means)
+    assert data.primary_metric == "truth"
+    assert (data.best(), data.best("harmonic")) == ("nplora", "direct")
+    sentences = headline(data)
+    assert sentences[0].startswith("NP-LoRA comes closest to the ground truth here: 0.90 out of 1")
+    assert sentences[-1].startswith("Direct merge has the higher score for content and style")
+    without = replace(data, prepared=replace(data.prepared, ground_truths={}))
+    assert (without.primary_metric, without.best()) == ("harmonic", "direct")
+    assert "holds content and style together best" in headline(without)[0]
+
+
+def test_a_row_that_merges_nothing_and_scores_best_is_named(one: Path) -> None:
+    means = {(label, "truth"): 0.3 for label in METHODS}
+    means |= {("copy of the style", "truth"): 0.1, ("copy of the content", "truth"): 0.0}
+    means[("style only", "truth")] = 0.8
+    sentences = headline(with_means(one, means))
+    assert any("style adapter reaches 0.80 although it merges nothing" in s for s in sentences)
+    means |= {(label, "truth"): 0.2 for label in ("base", "content only", "style only")}
+    assert not any("merges nothing" in text for text in headline(with_means(one, means)))
+
+
+def test_a_second_encoder_has_a_table_of_its_own(
+    tmp_path: Path,
+    tiny_clip: Path,  # noqa: F811
+) -> None:
+    other = tmp_path / "other-clip"
+    shutil.copytree(tiny_clip, other)
+    root = run(tmp_path / "run", f"{tiny_clip},{other}", ["mushroom"], ["outlined"])
+    text = " ".join(read(report(root, tmp_path / "report.html")).text)
+    assert text.count("Checked by other-clip") == 1
+    assert "Checked by tiny-clip" not in text
+    assert text.count("PSNR, dB") == 2  # in the primary table and the glossary
 
 
 @pytest.mark.parametrize(

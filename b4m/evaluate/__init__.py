@@ -1,5 +1,5 @@
-"""Scores of sampled pictures: encoders, pure functions on features, statistics, provenance.
+"""Scores of generated images: encoders, pure functions on features, statistics, provenance.
 
-`score.evaluate` is the verb. `encoders` is the only module that imports open_clip; `scores` and
-`statistics` know neither pictures nor files.
+`evaluate.evaluate` is the verb. `encoders` is the only module that imports open_clip; `metrics`
+and `statistics` know neither images nor files; `tables` owns the format of the scores folder.
 """

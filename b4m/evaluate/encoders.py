@@ -1,4 +1,4 @@
-"""Picture and text encoders, each under its own name with the hash of its weights.
+"""Image and text encoders, each under its own name with the hash of its weights.
 
 A number from one encoder says nothing beside a number from another: backbone, crop and activation
 move a score more than the method under test does. So an encoder carries what a reader needs to
@@ -9,7 +9,7 @@ repeat it: `id`, `weights_hash` and `preprocessing`.
 arXiv 1705.06830) come with their weights in small packages; they are independent checks and are
 never reported as CLIP or DINO.
 
-Shape legend: N pictures, M texts, D feature dimensions, B batch, C channels, H height, W width.
+Shape legend: N images, M texts, D feature dimensions, B batch, C channels, H height, W width.
 """
 
 import hashlib
@@ -33,25 +33,25 @@ _INSTALL = "install it with: pip install 'b4m[check]'"
 
 
 class Encoder(Protocol):
-    """What turns pictures into unit vectors."""
+    """What turns images into unit vectors."""
 
     id: str
-    """Name in scores.csv: no path of a machine, the same everywhere."""
+    """Name in scores.csv: no path, so that it is the same on every machine."""
     metric: str
     """First part of the metric names: "clip_i" for CLIP models, the own name for all others."""
     weights_hash: str
     """sha256 of the weight file."""
     preprocessing: str
-    """What happens to a picture before the network, in words."""
+    """What happens to an image before the network, in words."""
 
     def encode_images(self, images: Sequence[Image.Image]) -> Features:
-        """Unit features (N, D), float32, of RGB pictures of any size."""
+        """Unit features (N, D), float32, of RGB images of any size."""
         ...
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """An encoder that puts texts into the same space as pictures."""
+    """An encoder that puts texts into the same space as images."""
 
     names: Mapping[str, "Names"]
     """What it calls the concepts it was taught, by kind; empty for a model of the open world."""
@@ -216,7 +216,7 @@ class MagentaStyle:
         self.weights_hash = sha256(weights)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Features:
-        """Unit features (N, 100); the network takes one picture at a time."""
+        """Unit features (N, 100); the network takes one image at a time."""
 
         def forward(part: Sequence[Image.Image]) -> torch.Tensor:
             rows = []
@@ -232,7 +232,7 @@ class MagentaStyle:
 def square(
     image: Image.Image, side: int, filter: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:
-    """The central square of a picture at `side` pixels, RGB."""
+    """The central square of an image at `side` pixels, RGB."""
     short = min(image.size)
     left, top = (image.width - short) // 2, (image.height - short) // 2
     central = image.convert("RGB").crop((left, top, left + short, top + short))
@@ -275,8 +275,8 @@ def _read_names(file: Path) -> dict[str, Names]:
     """names.json of an evaluator folder: {"style": {"template": "...", "words": {...}}, ...}."""
     if not file.is_file():
         return {}
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return {kind: Names(entry["template"], entry["words"]) for kind, entry in found.items()}
+    names = json.loads(file.read_text(encoding="utf-8"))
+    return {kind: Names(entry["template"], entry["words"]) for kind, entry in names.items()}
 
 
 def _describe(model: torch.nn.Module, quick_gelu: bool) -> str:
@@ -302,7 +302,7 @@ def _describe(model: torch.nn.Module, quick_gelu: bool) -> str:
 def _encode(items: Sequence, forward: Callable[[Sequence], torch.Tensor]) -> Features:
     """Unit rows of `forward` over batches; a zero or non-finite feature is our own mistake."""
     if not items:
-        raise B4MError("there is nothing to encode: no picture or no text was given")
+        raise B4MError("there is nothing to encode: no image and no text was given")
     with torch.inference_mode():
         parts = [forward(part).float().cpu() for part in _batches(items)]
     features_ND = torch.cat(parts)

@@ -1,7 +1,7 @@
-"""What pictures are compared with: references of both sides, ground truth, plain prompts.
+"""What images are compared with: references of both sides, ground truth, plain prompts.
 
 A reference that an adapter was trained on rewards memory. Where the manifest holds some back
-(role "reference") only those are used, otherwise the training pictures, and the provenance says
+(role "reference") only those are used, otherwise the training images, and the provenance says
 which. Partners of multi-correspondence training are never references.
 """
 
@@ -17,12 +17,12 @@ from b4m.errors import B4MError
 
 @dataclass(frozen=True)
 class Concept:
-    """One content or one style with the pictures that stand for it."""
+    """One content or one style with the images that stand for it."""
 
     kind: str
     name: str
     role: str
-    """"reference" for held-back pictures, "train" when the training pictures have to serve."""
+    """"reference" for held-back images, "train" when the training images have to serve."""
     references: tuple[Path, ...]
     trained: tuple[Path, ...]
     """What an adapter saw and could copy; the references if the manifest has no training row."""
@@ -31,7 +31,7 @@ class Concept:
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """This content in that style as its artist drew it."""
 
     path: Path
@@ -45,7 +45,7 @@ class Prepared:
 
     folder: Path
     concepts: Mapping[tuple[str, str], Concept]
-    truths: Mapping[tuple[str, str], "Truth"]
+    ground_truths: Mapping[tuple[str, str], GroundTruth]
     """Ground truth by (content, style), where it exists."""
 
     def concept(self, kind: str, name: str) -> Concept:
@@ -73,24 +73,24 @@ def read_prepared(data: Path) -> Prepared:
         B4MError: when the manifest is missing or malformed, or has no content or no style.
     """
     groups: dict[tuple[str, str], list[ManifestRow]] = {}
-    truths: dict[tuple[str, str], Truth] = {}
+    ground_truths: dict[tuple[str, str], GroundTruth] = {}
     for row in read_manifest(data):
         if row.kind == "truth":
             content, plus, style = row.concept.partition("+")
-            known = truths.get((content, style))
+            known = ground_truths.get((content, style))
             if plus and (known is None or known.alignment != "exact"):
-                truths[content, style] = Truth(data / row.file, row.alignment)
+                ground_truths[content, style] = GroundTruth(data / row.file, row.alignment)
         elif row.kind in ("content", "style") and row.role in ("train", "reference"):
             groups.setdefault((row.kind, row.concept), []).append(row)
     for kind in ("content", "style"):
         if not any(key[0] == kind for key in groups):
-            raise B4MError(f"{data / 'manifest.csv'} has no {kind} picture to compare with")
+            raise B4MError(f"{data / 'manifest.csv'} has no {kind} image to compare with")
     concepts = {key: _concept(data, key, members) for key, members in groups.items()}
-    return Prepared(data, concepts, truths)
+    return Prepared(data, concepts, ground_truths)
 
 
 def plain_prompt(prompt: str, concepts: Iterable[Concept], words: Mapping[str, str]) -> str:
-    """The prompt as a stranger would say it: every trigger replaced by what it stands for.
+    """The prompt without triggers: each is replaced by what it stands for.
 
     An encoder never saw the trigger words, so they would only add noise to CLIP-T. "a snq animal"
     and "a snq" both become "an animal"; what stands for a trigger is the encoder's own word for
@@ -106,25 +106,25 @@ def plain_prompt(prompt: str, concepts: Iterable[Concept], words: Mapping[str, s
             continue
         fallback = concept.class_word or (concept.name if concept.kind == "style" else "")
         word = words.get(concept.name, fallback)
-        own = rf"(?:\s+{re.escape(concept.class_word)}(?!\S))?" if concept.class_word else ""
-        pattern = rf"(?<!\S)(?:(an?)\s+)?{re.escape(concept.trigger)}(?!\S){own}"
+        class_word = rf"(?:\s+{re.escape(concept.class_word)}(?!\S))?" if concept.class_word else ""
+        pattern = rf"(?<!\S)(?:(an?)\s+)?{re.escape(concept.trigger)}(?!\S){class_word}"
 
-        def spoken(found: re.Match[str], word: str = word) -> str:
-            return with_article(word) if found.group(1) and word else word
+        def replacement(match: re.Match[str], word: str = word) -> str:
+            return with_article(word) if match.group(1) and word else word
 
-        prompt = re.sub(pattern, spoken, prompt, flags=re.IGNORECASE)
+        prompt = re.sub(pattern, replacement, prompt, flags=re.IGNORECASE)
     return " ".join(prompt.split())
 
 
 def _concept(data: Path, key: tuple[str, str], rows: Sequence[ManifestRow]) -> Concept:
     held_back = [row for row in rows if row.role == "reference"]
     trained = [row for row in rows if row.role == "train"] or held_back
-    chosen = held_back or trained
+    references = held_back or trained
     return Concept(
         kind=key[0],
         name=key[1],
-        role=chosen[0].role,
-        references=tuple(data / row.file for row in chosen),
+        role=references[0].role,
+        references=tuple(data / row.file for row in references),
         trained=tuple(data / row.file for row in trained),
         trigger=next((row.trigger for row in rows if row.trigger), ""),
         class_word=next((row.class_word for row in rows if row.class_word), ""),

@@ -1,4 +1,4 @@
-"""Sampled pictures as they lie on disk: folders with samples.csv and images/."""
+"""The format of generated images on disk: folders with samples.csv and images/."""
 
 import csv
 import json
@@ -49,12 +49,12 @@ class Sample:
 
     @property
     def path(self) -> Path:
-        """Where the picture is."""
+        """Where the image is."""
         return self.folder / self.file
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
-        """What makes a picture one of its kind: label, content, style, prompt, seed."""
+        """What identifies an image: label, content, style, prompt, seed."""
         return self.label, self.content, self.style, self.prompt, self.seed
 
 
@@ -62,7 +62,7 @@ def read_samples(folders: Sequence[Path]) -> list[Sample]:
     """All samples of the folders, in their order.
 
     Raises:
-        B4MError: for a missing or malformed samples.csv, a missing picture, or two pictures with
+        B4MError: for a missing or malformed samples.csv, a missing image, or two images with
             the same label, pair, prompt and seed, which would count one of them twice.
     """
     if not folders:
@@ -90,7 +90,7 @@ def _read_folder(folder: Path) -> list[Sample]:
             raise B4MError(f"{table} lacks the columns {', '.join(missing)}")
         samples = [_parse(folder, number, row) for number, row in enumerate(reader, start=2)]
     if not samples:
-        raise B4MError(f"{table} lists no picture")
+        raise B4MError(f"{table} lists no image")
     return samples
 
 
@@ -104,9 +104,9 @@ def _parse(folder: Path, number: int, row: dict[str, str]) -> Sample:
         raise B4MError(f"{where}: seed, steps and guidance must be numbers: {error}") from None
     texts["label"] = texts["label"] or texts["method"]
     if not texts["label"]:
-        raise B4MError(f"{where}: neither label nor method says what this picture is")
+        raise B4MError(f"{where}: neither label nor method says what this image is")
     if not (folder / texts["file"]).is_file():
-        raise B4MError(f"{where}: the picture {texts['file']!r} is missing")
+        raise B4MError(f"{where}: the image {texts['file']!r} is missing")
     return Sample(folder=folder, seed=seed, steps=steps, guidance=guidance, **texts)
 
 
@@ -114,15 +114,15 @@ def write_samples(
     out: Path,
     rows: Sequence[Mapping[str, object]],
     images: Sequence[Any],
-    about: Mapping[str, object],
+    adapters: Mapping[str, object],
 ) -> Path:
     """Write a samples folder whole or not at all; an earlier one at `out` is replaced.
 
     Args:
         out: folder to write.
-        rows: values of `COLUMNS` without the file, one per picture.
-        images: PIL pictures.
-        about: what the adapters say of themselves, by `adapter_hash`.
+        rows: values of `COLUMNS` without the file, one per image.
+        images: PIL images.
+        adapters: metadata of the adapters, by `adapter_hash`.
 
     Raises:
         B4MError: if `out` holds something else.
@@ -139,7 +139,7 @@ def write_samples(
             file = f"images/{number:03d}-s{row['seed']}.png"
             image.save(partial / file)
             writer.writerow({"file": file, **row})
-    (partial / "adapters.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (partial / "adapters.json").write_text(json.dumps(adapters, indent=1) + "\n", encoding="utf-8")
     partial.chmod(0o755)
     if out.exists():
         shutil.rmtree(out)

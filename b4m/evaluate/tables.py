@@ -1,145 +1,148 @@
-"""Scores as tables: one row per picture and metric, their summary, differences to a baseline."""
+"""The scores folder: one long table of scores, its summary, differences to a baseline, provenance.
 
-import csv
-import io
+`write_scores` and `read_scores` are the only code that knows these files. All of them are made from
+the long table, one row per image and metric.
+"""
+
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
+from typing import Any
 
-from b4m.evaluate.references import Concept
-from b4m.evaluate.statistics import Interval, Observation, paired_difference, summarize
+import pandas as pd
+
+from b4m.errors import B4MError
+from b4m.evaluate.statistics import Estimate, paired_difference, summarize
 
 COPY_OF_CONTENT = "copy of the content"
 COPY_OF_STYLE = "copy of the style"
 COPIES = (COPY_OF_CONTENT, COPY_OF_STYLE)
 PIXELS = "pixels"
 """Stands in the column `encoder` for what is measured without one."""
-SCORE_COLUMNS = (
-    "method",
-    "content",
-    "style",
-    "seed",
-    "metric",
-    "value",
-    "encoder",
-    "prompt",
-    "file",
-)
-SUMMARY_COLUMNS = ("method", "metric", "mean", "ci_low", "ci_high", "n", "unit", "encoder")
-DIFFERENCE_COLUMNS = ("method", "baseline", *SUMMARY_COLUMNS[1:])
+IMAGE_COLUMNS = ["method", "content", "style", "prompt", "seed", "file"]
+SCORE_COLUMNS = [*IMAGE_COLUMNS, "metric", "value", "encoder"]
+_KEY = ["method", "metric", "encoder"]
+_NUMBERS = ("seed", "value", "mean", "ci_low", "ci_high", "n")
+Estimates = Mapping[tuple[str, str, str], Estimate]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One picture to be scored: a sampled one, or a training picture that stands for copying."""
+class Scores:
+    """What a scores folder holds."""
 
-    method: str
-    content: Concept
-    style: Concept
-    prompt: str
-    seed: int
-    file: str
-    path: Path
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        """The unit of the statistics."""
-        return self.content.name, self.style.name
-
-
-@dataclass(frozen=True)
-class Score:
-    """One row of scores.csv."""
-
-    subject: Subject
-    metric: str
-    value: float
-    encoder: str
+    table: pd.DataFrame
+    """One row per image and metric, with `SCORE_COLUMNS`."""
+    summary: Estimates
+    """Means by (method, metric, encoder)."""
+    differences: Estimates
+    """Method minus baseline on the same images, by (method, metric, encoder)."""
+    provenance: Mapping[str, Any]
 
 
 def write_scores(
-    out: Path, rows: Sequence[Score], baseline: str, provenance: Mapping[str, object]
+    out: Path, table: pd.DataFrame, baseline: str, provenance: Mapping[str, object]
 ) -> Path:
     """Write scores.csv, summary.csv, differences.csv and provenance.json; the last one last.
 
     Args:
         out: folder, made if needed.
-        rows: all scores.
+        table: all scores, with `SCORE_COLUMNS`.
         baseline: method that the others are compared with in differences.csv; "" for none.
         provenance: what a reader needs to repeat the numbers.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "scores.csv", _table(SCORE_COLUMNS, map(_row, rows)))
-    _write(out / "summary.csv", _table(SUMMARY_COLUMNS, _summary(rows)))
-    _write(out / "differences.csv", _table(DIFFERENCE_COLUMNS, _differences(rows, baseline)))
+    summary = {key: summarize(group) for key, group in _groups(table)}
+    differences = _differences(table, baseline)
+    _write(out / "scores.csv", _csv(table[SCORE_COLUMNS]))
+    _write(out / "summary.csv", _csv(_frame(summary)))
+    against = _frame(differences)
+    against.insert(1, "baseline", baseline)
+    _write(out / "differences.csv", _csv(against))
     _write(out / "provenance.json", json.dumps(provenance, indent=2) + "\n")
     return out
 
 
-def _observations(rows: Iterable[Score]) -> dict[tuple[str, str, str], list[Observation]]:
-    """Values by method, metric and encoder."""
-    groups: dict[tuple[str, str, str], list[Observation]] = {}
-    for row in rows:
-        one = row.subject
-        observation = Observation(one.pair, (one.prompt, one.seed), row.value)
-        groups.setdefault((one.method, row.metric, row.encoder), []).append(observation)
-    return groups
+def read_scores(folder: Path) -> Scores:
+    """Read what `write_scores` has written.
+
+    Raises:
+        B4MError: for a missing or damaged file.
+    """
+    provenance = folder / "provenance.json"
+    try:
+        return Scores(
+            table=_read(folder / "scores.csv", SCORE_COLUMNS),
+            summary=_estimates(folder / "summary.csv"),
+            differences=_estimates(folder / "differences.csv"),
+            provenance=json.loads(provenance.read_text(encoding="utf-8")),
+        )
+    except FileNotFoundError as error:
+        raise B4MError(f"{error.filename} is missing; run b4m evaluate first") from None
+    except (OSError, ValueError) as error:
+        raise B4MError(f"scores in {folder} cannot be read: {error}") from error
 
 
-def _summary(rows: Sequence[Score]) -> list[tuple[object, ...]]:
-    return [
-        (method, metric, *_cells(summarize(observations)), encoder)
-        for (method, metric, encoder), observations in _observations(rows).items()
-    ]
+def mean_scores(folder: Path) -> dict[str, float]:
+    """Means of summary.csv as METHOD/ENCODER/METRIC, for trackers and dashboards.
+
+    The encoder is part of the name: two CLIP models measure the same metrics.
+
+    Raises:
+        B4MError: for a missing or damaged file.
+    """
+    return {
+        f"{method}/{encoder}/{metric}": estimate.mean
+        for (method, metric, encoder), estimate in read_scores(folder).summary.items()
+    }
 
 
-def _differences(rows: Sequence[Score], baseline: str) -> list[tuple[object, ...]]:
+def _groups(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.DataFrame]]:
+    for key, group in table.groupby(_KEY, sort=False):
+        method, metric, encoder = map(str, key)
+        yield (method, metric, encoder), group
+
+
+def _differences(table: pd.DataFrame, baseline: str) -> dict[tuple[str, str, str], Estimate]:
     """Every sampled method minus the baseline, on the same pairs, prompts and seeds."""
-    groups = _observations(rows)
-    found: list[tuple[object, ...]] = []
-    for (method, metric, encoder), ours in groups.items():
-        theirs = groups.get((baseline, metric, encoder))
-        if theirs is None or method in (baseline, *COPIES):
-            continue
-        difference = paired_difference(ours, theirs)
-        if difference is not None:
-            found.append((method, baseline, metric, *_cells(difference), encoder))
-    return found
+    groups = dict(_groups(table[~table["method"].isin(COPIES)]))
+    found = {
+        (method, metric, encoder): paired_difference(scores, groups[baseline, metric, encoder])
+        for (method, metric, encoder), scores in groups.items()
+        if method != baseline and (baseline, metric, encoder) in groups
+    }
+    return {key: estimate for key, estimate in found.items() if estimate is not None}
 
 
-def _cells(interval: Interval) -> tuple[object, ...]:
-    numbers = (interval.mean, interval.low, interval.high)
-    return (*map(_number, numbers), interval.n, interval.unit)
+def _frame(estimates: Estimates) -> pd.DataFrame:
+    """One row per estimate, the columns of summary.csv."""
+    columns = ["method", "metric", "mean", "ci_low", "ci_high", "n", "unit", "encoder"]
+    rows = [
+        (method, metric, one.mean, one.low, one.high, one.n, one.unit, encoder)
+        for (method, metric, encoder), one in estimates.items()
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _row(score: Score) -> tuple[object, ...]:
-    one = score.subject
-    return (
-        one.method,
-        one.content.name,
-        one.style.name,
-        one.seed,
-        score.metric,
-        _number(score.value),
-        score.encoder,
-        one.prompt,
-        one.file,
-    )
+def _estimates(path: Path) -> Estimates:
+    columns = [*_KEY, "mean", "ci_low", "ci_high", "n", "unit"]
+    rows: Iterable[tuple[Any, ...]] = _read(path, columns)[columns].itertuples(index=False)
+    return {row[:3]: Estimate(*row[3:]) for row in rows}
 
 
-def _number(value: float) -> str:
-    return "" if isnan(value) else f"{value:.6f}"
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """A table whose texts stay texts: a style may be called "NA" or "007"."""
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise B4MError(f"{path} lacks the columns {', '.join(missing)}; run b4m evaluate again")
+    numbers = {name: pd.to_numeric(frame[name]) for name in _NUMBERS if name in frame}
+    return frame.assign(**numbers)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,12 +1,12 @@
-"""One self-contained HTML page about sampled pictures, for people who look before they count."""
+"""One self-contained HTML page about generated images and their scores."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from b4m.report.images import contact_sheet
+from b4m.report.load import load
 from b4m.report.page import render
-from b4m.report.read import read_world
 
 __all__ = ["write_report"]
 
@@ -17,8 +17,8 @@ def write_report(
     """Write the report, and contact.png beside it.
 
     Args:
-        samples: folders written by `b4m sample`. A folder may hold adapters.json: what the used
-            adapters say of themselves, by their hash.
+        samples: folders written by `b4m sample`. A folder may hold adapters.json: metadata of
+            the used adapters by their hash.
         scores: folder written by `b4m evaluate` for these samples.
         data: the prepared data folder.
         out: the HTML file, of whatever name; a folder that exists gets report.html.
@@ -30,10 +30,10 @@ def write_report(
     Raises:
         B4MError: for missing files, or scores that are not of these samples.
     """
-    world = read_world([Path(folder) for folder in samples], Path(scores), Path(data))
+    report = load([Path(folder) for folder in samples], Path(scores), Path(data))
     out = Path(out)
     file = out / "report.html" if out.is_dir() else out
-    page, sheet = render(world, title), contact_sheet(world)
+    page, sheet = render(report, title), contact_sheet(report)
     file.parent.mkdir(parents=True, exist_ok=True)
     contact = file.with_name("contact.png")
     temporary = contact.with_name(f".{contact.name}.{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Pictures for one file that travels: data URIs within a budget, and the contact sheet."""
+"""Images of the report: data URIs within a budget, and the contact sheet."""
 
 import base64
 import io
@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from b4m.data.images import fit_square, load_image
-from b4m.report.read import World, name_of
+from b4m.report.load import Pair, ReportData
+from b4m.report.names import name_of
 
 BUDGET = 2_500_000
 _EDGES = (384, 256, 192, 128, 96, 64)
@@ -17,9 +18,9 @@ _TILE, _GAP, _LABEL, _COLUMNS = 128, 8, 168, 8
 
 
 def data_uris(paths: Iterable[Path], budget: int = BUDGET) -> dict[Path, str]:
-    """Every picture as a WebP data URI, all of them together below `budget` characters.
+    """Every image as a WebP data URI, all of them together below `budget` characters.
 
-    Pictures are never enlarged; the longer side is reduced step by step until they fit.
+    Images are never enlarged; the longer side is reduced step by step until they fit.
     """
     images = {path: load_image(path) for path in dict.fromkeys(paths)}
     uris: dict[Path, str] = {}
@@ -30,25 +31,25 @@ def data_uris(paths: Iterable[Path], budget: int = BUDGET) -> dict[Path, str]:
     return uris
 
 
-def contact_sheet(world: World) -> Image.Image:
-    """Rows of the report as one picture: references above, then every label, named at the left."""
-    chosen = _columns(world)
+def contact_sheet(data: ReportData) -> Image.Image:
+    """Rows of the report as one image: references above, then every label, named at the left."""
+    columns = _columns(data)
     rows: list[tuple[str, list[Path | None]]] = [
-        (kind.capitalize(), _trained(world, kind, [pair for pair, _, _ in chosen]))
+        (kind.capitalize(), _trained(data, kind, [pair for pair, _, _ in columns]))
         for kind in ("content", "style")
     ]
     by_key = {
-        (sample.label, world.pair_of(sample), sample.prompt, sample.seed): sample.path
-        for sample in world.samples
+        (sample.label, data.pair_of(sample), sample.prompt, sample.seed): sample.path
+        for sample in data.samples
     }
-    for label in world.labels:
-        rows.append((name_of(label)[0], [by_key.get((label, *column)) for column in chosen]))
-    truths = [world.prepared.truths.get(pair) for pair, _, _ in chosen]
+    for label in data.labels:
+        rows.append((name_of(label)[0], [by_key.get((label, *column)) for column in columns]))
+    truths = [data.prepared.ground_truths.get(pair) for pair, _, _ in columns]
     if any(truths):
         rows.append(("Ground truth", [truth.path if truth else None for truth in truths]))
     step = _TILE + _GAP
     sheet = Image.new(
-        "RGB", (_LABEL + step * len(chosen) + _GAP, step * len(rows) + 3 * _GAP), "white"
+        "RGB", (_LABEL + step * len(columns) + _GAP, step * len(rows) + 3 * _GAP), "white"
     )
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
     for number, (label, paths) in enumerate(rows):
@@ -62,30 +63,30 @@ def contact_sheet(world: World) -> Image.Image:
     return sheet
 
 
-def _trained(world: World, kind: str, pairs: Sequence[tuple[str, str]]) -> list[Path | None]:
-    """For each column a training picture of its own pair's concept, a further one each time."""
-    shown: Counter[tuple[str, str]] = Counter()
-    found: list[Path | None] = []
+def _trained(data: ReportData, kind: str, pairs: Sequence[Pair]) -> list[Path | None]:
+    """For each column a training image of its own pair's concept, a further one each time."""
+    shown: Counter[Pair] = Counter()
+    images: list[Path | None] = []
     for pair in pairs:
-        trained = world.prepared.concept(kind, pair[0 if kind == "content" else 1]).trained
-        found.append(trained[shown[pair]] if shown[pair] < len(trained) else None)
+        trained = data.prepared.concept(kind, pair[0 if kind == "content" else 1]).trained
+        images.append(trained[shown[pair]] if shown[pair] < len(trained) else None)
         shown[pair] += 1
-    return found
+    return images
 
 
-def _columns(world: World) -> list[tuple[tuple[str, str], str, int]]:
+def _columns(data: ReportData) -> list[tuple[Pair, str, int]]:
     """Up to eight columns (pair, prompt, seed), pair by pair in turn."""
-    by_pair: Mapping[tuple[str, str], dict[tuple[str, int], None]] = {p: {} for p in world.pairs}
-    for sample in world.samples:
-        by_pair[world.pair_of(sample)][sample.prompt, sample.seed] = None
+    by_pair: Mapping[Pair, dict[tuple[str, int], None]] = {p: {} for p in data.pairs}
+    for sample in data.samples:
+        by_pair[data.pair_of(sample)][sample.prompt, sample.seed] = None
     turns = max(len(columns) for columns in by_pair.values())
-    found = [
+    columns = [
         (pair, *list(columns)[turn])
         for turn in range(turns)
         for pair, columns in by_pair.items()
         if turn < len(columns)
     ][:_COLUMNS]
-    return sorted(found, key=lambda column: world.pairs.index(column[0]))
+    return sorted(columns, key=lambda column: data.pairs.index(column[0]))
 
 
 def _uri(image: Image.Image, edge: int) -> str:

@@ -1,327 +1,294 @@
-"""The page: pictures first, then how they compare, then what the numbers mean and come from."""
+"""The page: images first, then how they compare, then what the numbers mean and come from.
 
-from collections.abc import Iterable, Mapping, Sequence
+Here is what the templates show; how it looks is in templates/, which escape every text themselves.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from b4m.evaluate.references import Concept
 from b4m.evaluate.samples import Sample
+from b4m.evaluate.statistics import Estimate
 from b4m.evaluate.tables import COPIES, PIXELS
-from b4m.report.chart import Dot, scatter
+from b4m.report import chart
 from b4m.report.images import data_uris
-from b4m.report.provenance import facts
-from b4m.report.read import IDENTITY, Line, World, name_of
-from b4m.report.words import lead, limits, terms, words_of
+from b4m.report.load import Pair, ReportData
+from b4m.report.names import BASELINES, name_of
+from b4m.report.summary import caveats, glossary, headline, words_of
 
-_SHOWN_OPEN = 6
 _PARTS = {"content": "Content", "style": "Style", "harmonic": "Both", "truth": "Truth"}
+_STYLE_IMAGES = 6
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """A world together with its pictures as data URIs."""
+class Row:
+    """One label in the grid of a pair."""
 
-    world: World
-    uris: Mapping[Path, str]
+    label: str
+    first_merged: bool
+    """Whether baselines end above it."""
+    samples: Sequence[Sample | None]
+    scores: Mapping[str, float]
+    """The primary evaluator's means by part."""
 
-    def image(self, path: Path, text: str) -> str:
-        """An <img> of a picture with what it shows."""
-        return f'<img src="{self.uris[path]}" alt="{escape(text)}" title="{escape(text)}">'
+
+@dataclass(frozen=True)
+class Grid:
+    """The images of one pair: a row per label, a column per prompt and seed."""
+
+    title: str
+    prompts: Sequence[tuple[str, int]]
+    """Each prompt with the number of its columns."""
+    seeds: Sequence[int]
+    rows: Sequence[Row]
 
 
-def render(world: World, title: str = "") -> str:
+@dataclass(frozen=True)
+class Column:
+    """One metric in the table of all scores."""
+
+    title: str
+    form: str
+    estimates: Mapping[str, Estimate]
+    """By label."""
+
+    @property
+    def top(self) -> set[str]:
+        """The best of the merged rows."""
+        merged = {k: v.mean for k, v in self.estimates.items() if k not in (*BASELINES, *COPIES)}
+        return {label for label, mean in merged.items() if mean == max(merged.values())}
+
+
+@dataclass(frozen=True)
+class Table:
+    """All scores by one encoder; those that need none stand with the primary one's."""
+
+    encoder: str
+    labels: Sequence[str]
+    columns: Sequence[Column]
+
+
+def render(data: ReportData, title: str = "") -> str:
     """The whole page as text.
 
     Args:
-        world: what is shown.
+        data: what is shown.
         title: heading; made from the content and the style if empty.
     """
-    title = title or _title(world)
-    canvas = Canvas(world, data_uris(_needed(world)))
-    body = "\n".join(
-        [
-            _header(world, title),
-            _sum(canvas) if len(world.pairs) == 1 else _matrix(canvas),
-            "<h2>Row by row</h2>",
-            '<p class="soft">Every column starts from the same noise, so what differs down a '
-            "column is the method alone.</p>",
-            *[_pair(canvas, pair, place) for place, pair in enumerate(world.pairs)],
-            _comparison(world),
-            _numbers(world),
-            "<h2>What the numbers mean</h2>",
-            _terms(terms(world)),
-            "<h3>And what they do not</h3>",
-            *[f"<p>{escape(text)}</p>" for text in limits(world)],
-            facts(world),
-            f"<footer>Made by b4m {escape(str(world.provenance.get('b4m_version', '')))}. This "
-            "page carries everything it shows; it can be mailed, printed and archived.</footer>",
-        ]
+    loader = PackageLoader("b4m.report")
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template = files("b4m.report").joinpath("template.html").read_text(encoding="utf-8")
-    return Template(template).substitute(title=escape(title), body=body)
+    environment.filters |= {
+        "name": lambda label: name_of(label)[0],
+        "about": lambda label: name_of(label)[1],
+        "form": format,
+        "flat": _flat,
+        "rows": lambda entries, *keys: [[entry[key] for key in keys] for entry in entries],
+    }
+    environment.tests["hash"] = _is_hash
+    return environment.get_template("page.html").render(
+        title=title or _title(data),
+        data=data,
+        provenance=data.scores.provenance,
+        uris=data_uris(_paths(data)),
+        parts=_PARTS,
+        best=data.best(),
+        first=_first_images(data),
+        words=lambda kind, name: words_of(data, kind, name),
+        concepts=lambda pair: _concepts(data, pair),
+        headline=headline(data),
+        glossary=glossary(data),
+        caveats=caveats(data),
+        grids=[_grid(data, pair) for pair in data.pairs],
+        chart=chart.layout(_marks(data)),
+        differences=_differences(data),
+        over=_over(data),
+        tables=list(_tables(data)),
+        **_provenance(data),
+    )
 
 
-def _needed(world: World) -> list[Path]:
-    paths = [sample.path for sample in world.samples]
-    for content, style in world.pairs:
-        paths += world.prepared.concept("content", content).trained[:1]
-        paths += world.prepared.concept("style", style).trained[:6]
-        truth = world.prepared.truths.get((content, style))
-        paths += [truth.path] if truth else []
+def _concepts(data: ReportData, pair: Pair) -> tuple[Concept, Concept]:
+    return data.prepared.concept("content", pair[0]), data.prepared.concept("style", pair[1])
+
+
+def _paths(data: ReportData) -> list[Path]:
+    """Every image of the page."""
+    paths = [sample.path for sample in data.samples]
+    for pair in data.pairs:
+        content, style = _concepts(data, pair)
+        paths += [*content.trained[:1], *style.trained[:_STYLE_IMAGES]]
+        if pair in data.prepared.ground_truths:
+            paths.append(data.prepared.ground_truths[pair].path)
     return paths
 
 
-def _title(world: World) -> str:
-    contents = list(dict.fromkeys(words_of(world, "content", c) for c, _ in world.pairs))
-    styles = list(dict.fromkeys(words_of(world, "style", s) for _, s in world.pairs))
-    content = contents[0] if len(contents) == 1 else f"{len(contents)} contents"
-    style = f"{styles[0]} style" if len(styles) == 1 else f"{len(styles)} styles"
-    return f"{content[:1].upper()}{content[1:]} in {style}"
+def _title(data: ReportData) -> str:
+    contents, styles = (list(dict.fromkeys(names)) for names in zip(*data.pairs, strict=True))
+    content = words_of(data, "content", contents[0])
+    style = words_of(data, "style", styles[0])
+    first = _capital(content) if len(contents) == 1 else f"{len(contents)} contents"
+    return f"{first} in {f'{style} style' if len(styles) == 1 else f'{len(styles)} styles'}"
 
 
-def _header(world: World, title: str) -> str:
-    day = str(world.provenance.get("created", ""))[:10]
-    count = len(world.samples)
-    return (
-        f'<p class="eyebrow">Content and style customization &#183; {escape(day)} &#183; '
-        f"{count} pictures</p><h1>{escape(title)}</h1>"
-        + "".join(f'<p class="lead">{escape(text)}</p>' for text in lead(world))
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _first_images(data: ReportData) -> dict[Pair, Sample]:
+    """The best row's first image of each pair."""
+    first: dict[Pair, Sample] = {}
+    for sample in data.samples:
+        if sample.label == data.best():
+            first.setdefault(data.pair_of(sample), sample)
+    return first
+
+
+def _grid(data: ReportData, pair: Pair) -> Grid:
+    own = [sample for sample in data.samples if data.pair_of(sample) == pair]
+    prompts = list(dict.fromkeys(sample.prompt for sample in own))
+    columns = sorted(
+        dict.fromkeys((sample.prompt, sample.seed) for sample in own),
+        key=lambda column: prompts.index(column[0]),
     )
-
-
-def _sum(canvas: Canvas) -> str:
-    """Content + style = merged, for the only pair; the first picture, not the best one."""
-    world = canvas.world
-    pair = world.pairs[0]
-    content, style = (
-        world.prepared.concept("content", pair[0]),
-        world.prepared.concept("style", pair[1]),
-    )
-    best = world.best()
-    first = next(sample for sample in world.samples if sample.label == best)
-    tiles = "".join(canvas.image(path, "style picture") for path in style.trained[:6])
-    few = " few" if len(style.trained) <= 4 else ""
-    parts = [
-        f'<figure class="one">{canvas.image(content.trained[0], "content image")}'
-        "<figcaption><b>Content</b><br>"
-        f"{escape(words_of(world, 'content', pair[0]))}</figcaption></figure>",
-        '<span class="sign">+</span>',
-        f'<figure class="many"><div class="tiles{few}">{tiles}</div><figcaption><b>Style</b><br>'
-        f"{escape(words_of(world, 'style', pair[1]))}</figcaption></figure>",
-        '<span class="sign">=</span>',
-        f'<figure class="made">{canvas.image(first.path, _told(first))}<figcaption><b>'
-        f"{escape(name_of(best)[0])}</b><br>the first picture, not the best one</figcaption>"
-        "</figure>",
-    ]
-    truth = world.prepared.truths.get(pair)
-    if truth is not None:
-        said = (
-            "the same drawing, made in this style"
-            if truth.alignment == "exact"
-            else "another artist's hand in this style"
-        )
-        parts.append(
-            f'<figure class="one">{canvas.image(truth.path, "ground truth")}'
-            f"<figcaption><b>Ground truth</b><br>{said}</figcaption></figure>"
-        )
-    return f'<div class="sum">{"".join(parts)}</div>'
-
-
-def _matrix(canvas: Canvas) -> str:
-    """Contents down, styles across, the best method's first picture in each cell."""
-    world = canvas.world
-    best = world.best()
-    first: dict[tuple[str, str], Sample] = {}
-    for sample in world.samples:
-        if sample.label == best:
-            first.setdefault(world.pair_of(sample), sample)
-    contents = list(dict.fromkeys(content for content, _ in world.pairs))
-    styles = list(dict.fromkeys(style for _, style in world.pairs))
-
-    def head(kind: str, name: str) -> str:
-        path = world.prepared.concept(kind, name).trained[0]
-        return (
-            f'<div class="ref">{canvas.image(path, f"{kind} picture")}</div>'
-            f"{escape(words_of(world, kind, name))}"
-        )
-
-    heads = "".join(f"<th>{head('style', style)}</th>" for style in styles)
-    rows = []
-    for content in contents:
-        cells = [
-            f'<td class="pic">{canvas.image(found.path, _told(found))}</td>'
-            if (found := first.get((content, style)))
-            else '<td class="none"></td>'
-            for style in styles
-        ]
-        rows.append(f'<tr><th class="row">{head("content", content)}</th>{"".join(cells)}</tr>')
-    return (
-        f"<h2>{escape(name_of(best)[0])}, every content in every style</h2>"
-        '<p class="soft">The first picture of each pair, not the best one.</p>'
-        f'<div class="scroll"><table class="grid matrix"><thead><tr><th></th>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _pair(canvas: Canvas, pair: tuple[str, str], place: int) -> str:
-    """All rows of one pair."""
-    world = canvas.world
-    own = [sample for sample in world.samples if world.pair_of(sample) == pair]
-    columns = list(dict.fromkeys((sample.prompt, sample.seed) for sample in own))
-    prompts = list(dict.fromkeys(prompt for prompt, _ in columns))
-    columns.sort(key=lambda column: prompts.index(column[0]))
     by_key = {(sample.label, sample.prompt, sample.seed): sample for sample in own}
-    above = "".join(
-        f'<th colspan="{sum(prompt == asked for prompt, _ in columns)}">{escape(asked)}</th>'
-        for asked in prompts
-    )
-    seeds = "".join(f"<th>seed {seed}</th>" for _, seed in columns)
-    rows = []
-    for label in [label for label in world.labels if any(s.label == label for s in own)]:
-        found = [by_key.get((label, *column)) for column in columns]
-        rows.append(_row(canvas, label, pair, found))
-    grid = (
-        f'<div class="scroll"><table class="grid"><thead><tr><th></th>{above}<th></th></tr>'
-        f"<tr><th></th>{seeds}<th></th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-    if len(world.pairs) == 1:
-        return grid
-    content, style = words_of(world, "content", pair[0]), words_of(world, "style", pair[1])
-    name = escape(f"{content[:1].upper()}{content[1:]} in {style} style")
-    if len(world.pairs) <= _SHOWN_OPEN:
-        return f"<h3>{name}</h3>{grid}"
-    return f"<details{' open' if place == 0 else ''}><summary>{name}</summary>{grid}</details>"
-
-
-def _row(canvas: Canvas, label: str, pair: tuple[str, str], found: Sequence[Sample | None]) -> str:
-    world = canvas.world
-    name, about = name_of(label)
-    cells = [
-        f'<td class="pic">{canvas.image(sample.path, _told(sample))}</td>'
-        if sample
-        else '<td class="none">not drawn</td>'
-        for sample in found
-    ]
-    meters = []
-    for part, word in _PARTS.items():
-        key = (label, *pair, f"{world.judge['metric']}_{part}", world.judge["id"])
-        value = world.in_pair.get(key)
-        if value is not None:
-            width = 100 * min(max(value, 0.0), 1.0)
-            meters.append(
-                f'<div class="meter" style="--w:{width:.1f}%;--c:var(--{part})">{word}<i></i>'
-                f"<b>{value:.2f}</b></div>"
+    labels = [label for label in data.labels if any(label == key[0] for key in by_key)]
+    merged = [label for label in labels if label not in BASELINES]
+    content, style = words_of(data, "content", pair[0]), words_of(data, "style", pair[1])
+    return Grid(
+        title=_capital(f"{content} in {style} style"),
+        prompts=[(one, sum(one == prompt for prompt, _ in columns)) for one in prompts],
+        seeds=[seed for _, seed in columns],
+        rows=[
+            Row(
+                label=label,
+                first_merged=label in merged[:1] and label != labels[0],
+                samples=[by_key.get((label, *column)) for column in columns],
+                scores={
+                    part: value
+                    for part in _PARTS
+                    if (value := data.score_in_pair(label, pair, part)) is not None
+                },
             )
-    after_identity = label not in IDENTITY and any(one in IDENTITY for one in world.labels)
-    first_merge = after_identity and next(o for o in world.labels if o not in IDENTITY) == label
-    classes = f"{'gap ' if first_merge else ''}{'ours' if label == world.best() else ''}".strip()
-    return (
-        f'<tr class="{classes}"><th class="row" scope="row"><b>{escape(name)}</b>'
-        f"<span>{escape(about)}</span></th>{''.join(cells)}"
-        f'<td class="score">{"".join(meters)}</td></tr>'
+            for label in labels
+        ],
     )
 
 
-def _comparison(world: World) -> str:
-    """The chart, and every method against the direct merge."""
-    best, dots = world.best(), []
-    for label in (*world.labels, *COPIES):
-        content, style = world.of_judge(label, "content"), world.of_judge(label, "style")
+def _marks(data: ReportData) -> list[chart.Mark]:
+    marks = []
+    for label in (*data.labels, *COPIES):
+        content, style = data.score(label, "content"), data.score(label, "style")
         if content is None or style is None:
             continue
-        kind = "identity" if label in IDENTITY else "copy" if label in COPIES else "merged"
-        dots.append(Dot(name_of(label)[0], "best" if label == best else kind, content, style))
-    return (
-        "<h2>Content against style</h2>"
-        '<p class="soft">Up and to the right is better. Dotted lines join equal balance of both. '
-        "Crosses are 95 % intervals; the axes do not start at 0.</p>"
-        f'<div class="beside"><figure>{scatter(dots)}</figure><div>{_against(world)}'
-        "<p class='small soft'>Hollow dots are no method: they show what handing back a training "
-        "picture unchanged would score. One side alone is easy to win by copying.</p></div></div>"
-    )
+        kind = "baseline" if label in BASELINES else "copy" if label in COPIES else "merged"
+        kind = "best" if label == data.best() else kind
+        marks.append(chart.Mark(name_of(label)[0], kind, content, style))
+    return marks
 
 
-def _against(world: World) -> str:
-    """Every merged row minus the direct merge."""
-    parts = ["harmonic", *(["truth"] if world.deciding == "truth" else [])]
+def _differences(data: ReportData) -> list[tuple[str, dict[str, Estimate]]]:
+    """Merged rows minus the direct merge: in the harmonic mean, and in the primary metric."""
+    parts = dict.fromkeys(("harmonic", data.primary_metric))
     rows = []
-    for label in world.labels:
-        lines = [
-            world.differences.get((label, f"{world.judge['metric']}_{part}", world.judge["id"]))
-            for part in parts
+    for label in data.merged:
+        estimates = {part: one for part in parts if (one := data.difference(label, part))}
+        if len(estimates) == len(parts):
+            rows.append((label, estimates))
+    return rows
+
+
+def _over(data: ReportData) -> str:
+    estimate = next(iter(data.scores.summary.values()))
+    return f"{estimate.n} {estimate.unit}" if estimate.unit != "none" else "one image"
+
+
+def _tables(data: ReportData) -> Iterator[Table]:
+    titles = {metric: word for metric, word, _ in glossary(data)}
+    summary = data.scores.summary
+    primary = data.evaluator["id"]
+    for encoder in dict.fromkeys(encoder for _, _, encoder in summary if encoder != PIXELS):
+        shown = (encoder, PIXELS) if encoder == primary else (encoder,)
+        metrics = dict.fromkeys((metric, by) for _, metric, by in summary if by in shown)
+        columns = [
+            Column(
+                title=titles.get(metric) or _PARTS.get(metric.rpartition("_")[2], metric),
+                form=_form(metric),
+                estimates={
+                    label: summary[label, metric, by]
+                    for label in (*data.labels, *COPIES)
+                    if (label, metric, by) in summary
+                },
+            )
+            for metric, by in metrics
         ]
-        cells = "".join(
-            f"<td>{line.mean:+.3f}{_interval(line, '+.3f')}</td>" for line in lines if line
-        )
-        if cells and label not in IDENTITY:
-            css = ' class="ours"' if label == world.best() else ""
-            rows.append(f"<tr{css}><th>{escape(name_of(label)[0])}</th>{cells}</tr>")
-    if not rows:
-        return ""
-    heads = "".join(f"<th>{_PARTS[part]}</th>" for part in parts)
-    return (
-        "<h3>Against the direct merge</h3><p class='small soft'>Differences on the same pairs, "
-        "prompts and seeds. An interval that leaves out 0 is more than chance.</p>"
-        f'<table class="numbers"><thead><tr><th></th>{heads}</tr></thead>{"".join(rows)}</table>'
-    )
-
-
-def _numbers(world: World) -> str:
-    """Every score of every row with its interval."""
-    metrics = list(dict.fromkeys((metric, encoder) for _, metric, encoder in world.summary))
-    named = {name: word for name, word, _ in terms(world)}
-    heads = ""
-    for metric, encoder in metrics:
-        word = named.get(metric) or _PARTS.get(metric.rpartition("_")[2], metric)
-        check = encoder not in (world.judge["id"], PIXELS)
-        heads += f"<th>{escape(word)}{f'<small>{escape(encoder)}</small>' if check else ''}</th>"
-    sampled = [label for label in world.labels if label not in IDENTITY]
-    top = {
-        key: max(
-            (line.mean for label in sampled if (line := world.summary.get((label, *key)))),
-            default=None,
-        )
-        for key in metrics
-    }
-    rows = []
-    for label in (*world.labels, *COPIES):
-        cells = []
-        for key in metrics:
-            line = world.summary.get((label, *key))
-            mark = ' class="top"' if line and label in sampled and line.mean == top[key] else ""
-            text = f"{_figure(key[0], line.mean)}{_interval(line, _form(key[0]))}" if line else ""
-            cells.append(f"<td{mark}>{text}</td>")
-        css = ' class="ours"' if label == world.best() else ""
-        rows.append(f"<tr{css}><th>{escape(name_of(label)[0])}</th>{''.join(cells)}</tr>")
-    unit = next((line for line in world.summary.values()), None)
-    over = f"{unit.n} {unit.unit}" if unit and unit.unit != "none" else "one picture"
-    return (
-        f"<h2>All scores</h2><p class='soft'>Mean over {over}, below it the 95 % interval.</p>"
-        f'<div class="scroll"><table class="numbers"><thead><tr><th></th>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _terms(entries: Iterable[tuple[str, str, str]]) -> str:
-    parts = [f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for _, word, text in entries]
-    return f'<dl class="terms">{"".join(parts)}</dl>'
-
-
-def _interval(line: Line, form: str) -> str:
-    if line.low is None or line.high is None:
-        return ""
-    return f"<small>{line.low:{form}} to {line.high:{form}}</small>"
+        yield Table(encoder, [*data.labels, *COPIES], columns)
 
 
 def _form(metric: str) -> str:
     return ".1f" if metric.startswith("psnr") else ".0%" if metric.endswith("_named") else ".3f"
 
 
-def _figure(metric: str, value: float) -> str:
-    return f"{value:{_form(metric)}}"
+def _provenance(data: ReportData) -> dict[str, Any]:
+    """Rows of the last part of the page."""
+    provenance = data.scores.provenance
+    return {
+        "runs": [
+            (
+                name_of(run["label"])[0],
+                run["method"],
+                run["steps"],
+                run["guidance"],
+                run["base_id"],
+                run["base_hash"][:12],
+                run["adapter_hash"][:12] or "none",
+            )
+            for run in provenance["samples"]
+        ],
+        "references": [
+            (
+                entry["kind"],
+                entry["concept"],
+                "held back from training"
+                if entry["role"] == "reference"
+                else "the training images",
+                len(entry["files"]),
+                ", ".join(file["sha256"][:12] for file in entry["files"]),
+            )
+            for entry in provenance["references"]
+        ],
+        "versions": {
+            "created": provenance["created"],
+            "b4m": provenance["b4m_version"],
+            "git commit": provenance["git_commit"] or "unknown",
+            "data (DVC md5)": provenance["data_md5"] or "not under DVC",
+            "seeds": ", ".join(map(str, provenance["seeds"])),
+            "statistics": provenance["statistics"],
+        },
+    }
 
 
-def _told(sample: Sample) -> str:
-    return f"{name_of(sample.label)[0]}, seed {sample.seed}: {sample.prompt}"
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values as (dotted name, value); empty ones are left out."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif value not in ("", None):
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def _is_hash(value: object) -> bool:
+    """Whether a text is hexadecimal digests, which are read in a fixed-width face."""
+    text = str(value)
+    return len(text) >= 12 and set(text) <= set("0123456789abcdef, ")

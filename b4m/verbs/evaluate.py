@@ -1,6 +1,5 @@
 """Score images of sampled folders against the references."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,28 +12,27 @@ def evaluate(
     out: str | Path,
     evaluator: str = DEFAULT_EVALUATOR,
 ) -> Path:
-    """Score pictures: likeness to the content, to the style, and to the prompt.
+    """Score images: likeness to the content, to the style, and to the prompt.
 
     Args:
         samples: folders written by sample
         data: prepared folder with the references
         out: folder to write: scores.csv, summary.csv, differences.csv, provenance.json
-        evaluator: a folder, or an open_clip MODEL:WEIGHTS; more after commas check the first
+        evaluator: a folder, or an open_clip MODEL:WEIGHTS; more after commas check it
 
     Returns:
         `out`.
 
     Raises:
-        B4MError: for missing pictures, unknown concepts or an evaluator that cannot be loaded.
+        B4MError: for missing images, unknown concepts or an evaluator that cannot be loaded.
     """
-    from b4m.evaluate.score import evaluate as score
+    from b4m.evaluate.evaluate import evaluate as score
+    from b4m.evaluate.tables import mean_scores
     from b4m.tracking import open_tracker
 
     folders = [Path(folder) for folder in samples]
     with open_tracker("evaluate", "evaluate", settings={"evaluator": evaluator}) as run:
         written = score(folders, Path(data), Path(out), evaluator)
-        with (written / "summary.csv").open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                run.metrics({f"eval/{row['method']}/{row['metric']}": float(row["mean"])})
+        run.metrics({f"eval/{name}": mean for name, mean in mean_scores(written).items()})
         run.files(sorted(written.iterdir()), "scores")
     return written

@@ -13,7 +13,7 @@ def report(
     out: str | Path,
     title: str = "",
 ) -> Path:
-    """Write one page that shows references, pictures, scores and settings.
+    """Write one page that shows references, images, scores and settings.
 
     Args:
         samples: folders written by sample

@@ -8,7 +8,6 @@ sheet.png. About half an hour of one CPU core; a killed run goes on where it sto
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -17,6 +16,8 @@ from b4m import verbs
 from b4m.data.images import fit_square, load_image
 from b4m.evaluate.references import read_prepared
 from b4m.evaluate.samples import read_samples
+from b4m.evaluate.statistics import Estimate
+from b4m.evaluate.tables import read_scores
 
 CONTENTS = (
     "octopus",
@@ -75,21 +76,18 @@ def table(folders: dict[int, Path]) -> str:
         "|---|---|" + "---|" * len(METRICS),
     ]
     for count, folder in folders.items():
-        with (folder / "scores" / "summary.csv").open(newline="", encoding="utf-8") as stream:
-            found = {(row["method"], row["metric"]): row for row in csv.DictReader(stream)}
-        for label in dict.fromkeys(label for label, _ in found):
-            cells = [_cell(found.get((label, metric))) for metric in METRICS]
+        summary = read_scores(folder / "scores").summary
+        estimates = {(label, metric): one for (label, metric, _), one in summary.items()}
+        for label in dict.fromkeys(label for label, _ in estimates):
+            cells = [_cell(estimates.get((label, metric))) for metric in METRICS]
             lines.append(f"| {count} | {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(row: dict[str, str] | None) -> str:
-    if row is None or not row["mean"]:
+def _cell(one: Estimate | None) -> str:
+    if one is None:
         return ""
-    mean = f"{float(row['mean']):.2f}"
-    if not row["ci_low"]:
-        return mean
-    return f"{mean} ({float(row['ci_low']):.2f} to {float(row['ci_high']):.2f})"
+    return f"{one.mean:.2f}" + (f" ({one.low:.2f} to {one.high:.2f})" if one.bounded else "")
 
 
 def sheet(folders: dict[int, Path]) -> Image.Image:
@@ -117,7 +115,7 @@ def sheet(folders: dict[int, Path]) -> Image.Image:
         paths = [
             prepared.concept("content", content).trained[0],
             prepared.concept("style", style).trained[0],
-            prepared.truths[content, style].path,
+            prepared.ground_truths[content, style].path,
             next(iter(drawn.values()))["content only", content, style, 0],
         ]
         for found in drawn.values():

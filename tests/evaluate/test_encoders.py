@@ -121,7 +121,7 @@ def test_damaged_weights_are_one_sentence(tiny_clip: Path, tmp_path: Path) -> No
         open_encoder(str(folder), "cpu")
 
 
-def test_the_square_is_the_middle_of_the_picture() -> None:
+def test_the_square_is_the_middle_of_the_image() -> None:
     image = Image.new("RGB", (300, 100), "red")
     image.paste("blue", (100, 0, 200, 100))
     assert np.asarray(square(image, 10)).reshape(-1, 3).tolist() == [[0, 0, 255]] * 100

@@ -43,7 +43,7 @@ def test_held_back_pictures_are_the_references(tmp_path: Path) -> None:
     assert (outlined.name, len(outlined.references), len(outlined.trained)) == ("outlined", 2, 3)
     assert not set(fish.references) & set(fish.trained)
     assert ("style", "partner style") not in prepared.concepts
-    assert prepared.truths["fish", "outlined"].alignment == "exact"
+    assert prepared.ground_truths["fish", "outlined"].alignment == "exact"
 
 
 def test_training_pictures_serve_where_nothing_was_held_back(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_damaged_samples_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(B4MError, match="same label 'b4m'"):
         read_samples([folder, folder])
     (folder / "images" / "001.png").unlink()
-    with pytest.raises(B4MError, match="line 3: the picture 'images/001.png' is missing"):
+    with pytest.raises(B4MError, match="line 3: the image 'images/001.png' is missing"):
         read_samples([folder])
     draw("fish", "flat").save(folder / "images" / "001.png")
     table = folder / "samples.csv"

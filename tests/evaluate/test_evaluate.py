@@ -3,15 +3,22 @@
 import csv
 import hashlib
 import json
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kfp import dsl
 
+from b4m import verbs
 from b4m.errors import B4MError
-from b4m.evaluate import score
 from b4m.evaluate.encoders import ClipEncoder
+from b4m.evaluate.evaluate import evaluate
 from b4m.evaluate.tables import COPY_OF_CONTENT, COPY_OF_STYLE, SCORE_COLUMNS
+from b4m.tracking import NullTracker
+from components import evaluate as component
 from tests.evaluate.world import OTHER_PROMPT, PROMPT, prepare, sample
 
 LABELS = ("base", "direct", "b4m")
@@ -28,7 +35,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
         sample(root / label, label, pairs, seeds=(0, 7), prompts=(PROMPT, OTHER_PROMPT))
         for label in LABELS
     ]
-    return score.evaluate(folders, data, root / "scores", str(tiny_clip), "cpu")
+    return evaluate(folders, data, root / "scores", str(tiny_clip), "cpu")
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -38,7 +45,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def test_every_picture_has_every_score(scored: Path) -> None:
     rows = table(scored / "scores.csv")
-    assert tuple(rows[0]) == SCORE_COLUMNS
+    assert list(rows[0]) == SCORE_COLUMNS
     drawn = [row for row in rows if row["method"] in LABELS]
     metrics = {
         "clip_i_content",
@@ -149,7 +156,7 @@ def test_provenance_says_how_to_repeat_the_numbers(scored: Path, tiny_clip: Path
     assert found["encoders"][0]["weights_sha256"] == weights
     assert {entry["role"] for entry in found["references"]} == {"reference"}
     assert all(len(file["sha256"]) == 64 for r in found["references"] for file in r["files"])
-    asked = {(e["style"], e["prompt"]): e["asked"] for e in found["prompts_for_clip_t"]}
+    asked = {(e["style"], e["prompt"]): e["plain"] for e in found["prompts_for_clip_t"]}
     assert asked["stencil", PROMPT] == "a thing in stencil comic style"
     assert found["seeds"] == [0, 7]
     assert {run["label"] for run in found["samples"]} == set(LABELS)
@@ -169,11 +176,11 @@ def test_each_picture_is_encoded_once(
         return original(self, images)
 
     monkeypatch.setattr(ClipEncoder, "encode_images", counting)
-    score.evaluate(folders, data, tmp_path / "scores", str(tiny_clip), "cpu")
+    evaluate(folders, data, tmp_path / "scores", str(tiny_clip), "cpu")
     # 3 labels x 3 seeds, 2 + 2 references, 1 + 3 training pictures, 1 truth
     assert sum(counted) == 9 + 4 + 4 + 1
     units = {row["unit"] for row in table(tmp_path / "scores" / "summary.csv")}
-    assert "pictures" in units
+    assert "images" in units
     assert "pairs" not in units
 
 
@@ -189,12 +196,74 @@ def test_an_evaluators_own_names_are_the_choices(tmp_path: Path, tiny_clip: Path
     (evaluator / "names.json").write_text(json.dumps(names))
     data = prepare(tmp_path / "data", ["fish"], ["outlined"])
     folder = sample(tmp_path / "b4m", "b4m", [("fish", "outlined")])
-    out = score.evaluate([folder], data, tmp_path / "scores", str(evaluator), "cpu")
+    out = evaluate([folder], data, tmp_path / "scores", str(evaluator), "cpu")
     found = json.loads((out / "provenance.json").read_text())
-    assert found["prompts_for_clip_t"][0]["asked"] == "a big fish in outlined comic style"
+    assert found["prompts_for_clip_t"][0]["plain"] == "a big fish in outlined comic style"
     metrics = {row["metric"] for row in table(out / "scores.csv")}
     assert "content_named" in metrics
     assert "style_named" not in metrics  # one name is no choice
+
+
+@pytest.fixture
+def two_clips(tmp_path: Path, tiny_clip: Path) -> str:
+    """Two evaluators that measure the same metrics."""
+    other = tmp_path / "other-clip"
+    shutil.copytree(tiny_clip, other)
+    return f"{tiny_clip},{other}"
+
+
+@pytest.fixture
+def one_pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A prepared folder and samples of one method."""
+    data = prepare(tmp_path / "data", ["fish"], ["outlined"])
+    return data, sample(tmp_path / "b4m", "b4m", [("fish", "outlined")])
+
+
+def test_the_tracker_gets_a_name_for_every_encoder(
+    tmp_path: Path,
+    one_pair: tuple[Path, Path],
+    two_clips: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded: list[tuple[str, float]] = []
+
+    class Recorder(NullTracker):
+        def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+            recorded.extend(values.items())
+
+    def open_recorder(*args: object, **kwargs: object) -> nullcontext[NullTracker]:
+        return nullcontext(Recorder())
+
+    monkeypatch.setattr("b4m.tracking.open_tracker", open_recorder)
+    out = verbs.evaluate([one_pair[1]], one_pair[0], tmp_path / "scores", two_clips)
+    assert len(dict(recorded)) == len(recorded) == len(table(out / "summary.csv"))
+    for encoder in ("tiny-clip", "other-clip"):
+        assert f"eval/b4m/{encoder}/clip_i_content" in dict(recorded)
+
+
+def test_the_dashboard_gets_a_name_for_every_encoder(
+    tmp_path: Path,
+    one_pair: tuple[Path, Path],
+    two_clips: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("B4M_TRACKING", "off")
+    data = dsl.Dataset(uri=str(one_pair[0]), metadata={"parent_run": ""})
+    merged, scores = dsl.Dataset(uri=str(one_pair[1])), dsl.Dataset(uri=str(tmp_path / "scores"))
+    metrics = dsl.Metrics()
+    component.evaluate.python_func(two_clips, data, [], [merged], scores, metrics)
+    assert len(metrics.metadata) == len(table(tmp_path / "scores" / "summary.csv"))
+    for encoder in ("tiny-clip", "other-clip"):
+        assert f"b4m/{encoder}/clip_i_content" in metrics.metadata
+
+
+def test_two_evaluators_of_one_name_are_refused(
+    tmp_path: Path, one_pair: tuple[Path, Path], tiny_clip: Path
+) -> None:
+    twin = tmp_path / "elsewhere" / "tiny-clip"
+    shutil.copytree(tiny_clip, twin)
+    with pytest.raises(B4MError, match="two evaluators are called 'tiny-clip'"):
+        evaluate([one_pair[1]], one_pair[0], tmp_path / "scores", f"{tiny_clip},{twin}", "cpu")
 
 
 def test_nothing_is_written_when_a_picture_is_damaged(tmp_path: Path, tiny_clip: Path) -> None:
@@ -203,5 +272,5 @@ def test_nothing_is_written_when_a_picture_is_damaged(tmp_path: Path, tiny_clip:
     image = folder / "images" / "001.png"
     image.write_bytes(image.read_bytes()[:500])
     with pytest.raises(B4MError, match=r"001\.png"):
-        score.evaluate([folder], data, tmp_path / "scores", str(tiny_clip), "cpu")
+        evaluate([folder], data, tmp_path / "scores", str(tiny_clip), "cpu")
     assert not (tmp_path / "scores").exists()

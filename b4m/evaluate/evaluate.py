@@ -1,0 +1,301 @@
+"""`b4m evaluate`: from folders of generated images to a folder of scores.
+
+Beside the sampled methods stand two that nobody sampled: "copy of the content" and "copy of the
+style", the scores of handing back a training image unchanged. A method has to beat both; CLIP-I of
+one side alone rewards exactly this copying.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from b4m import __version__
+from b4m.data.images import load_image
+from b4m.errors import B4MError
+from b4m.evaluate import metrics
+from b4m.evaluate.encoders import Encoder, Features, Names, TextEncoder, open_encoder, sha256
+from b4m.evaluate.provenance import data_md5, git_commit
+from b4m.evaluate.references import Concept, Prepared, plain_prompt, read_prepared
+from b4m.evaluate.samples import Sample, read_samples
+from b4m.evaluate.statistics import CONFIDENCE, PAIR, RESAMPLES
+from b4m.evaluate.tables import (
+    COPY_OF_CONTENT,
+    COPY_OF_STYLE,
+    IMAGE_COLUMNS,
+    PIXELS,
+    write_scores,
+)
+from b4m.settings import DEFAULT_EVALUATOR
+
+_DECODED_TOGETHER = 256
+Lookup = Callable[[Iterable[Path]], Features]
+
+
+def evaluate(
+    samples: Sequence[Path],
+    data: Path,
+    out: Path,
+    evaluator: str = DEFAULT_EVALUATOR,
+    device: str = "auto",
+) -> Path:
+    """Score generated images against the references of their content and their style.
+
+    Args:
+        samples: folders written by `b4m sample`.
+        data: the prepared data folder with the references.
+        out: folder for scores.csv, summary.csv, differences.csv and provenance.json.
+        evaluator: one encoder, or several separated by commas; the first one is the primary one
+            that the report shows, the others check it. See `encoders.open_encoder`.
+        device: "cpu", "cuda" or "auto".
+
+    Returns:
+        `out`.
+
+    Raises:
+        B4MError: for missing images, unknown concepts, an evaluator that cannot be loaded, or two
+            of the same name.
+    """
+    sampled = read_samples([Path(folder) for folder in samples])
+    prepared = read_prepared(Path(data))
+    encoders = _open(evaluator, device)
+    images = _images(sampled, prepared)
+    parts = [
+        _by_encoder(encoder, features, images, prepared)
+        for encoder, features in zip(encoders, _encode(images, prepared, encoders), strict=True)
+    ]
+    table = pd.concat([*parts, _by_pixels(images)], ignore_index=True)
+    baseline = next((sample.label for sample in sampled if sample.method == "direct"), "")
+    provenance = _provenance(sampled, images, prepared, encoders)
+    return write_scores(Path(out), table, baseline, provenance)
+
+
+def _open(evaluator: str, device: str) -> list[Encoder]:
+    names = [name.strip() for name in evaluator.split(",") if name.strip()]
+    if not names:
+        raise B4MError("no evaluator was named")
+    encoders: dict[str, Encoder] = {}
+    for name in names:
+        encoder = open_encoder(name, device)
+        if encoder.id in encoders:
+            raise B4MError(
+                f"two evaluators are called {encoder.id!r}, so their scores could not be told "
+                f"apart; rename the folder {name} or leave it out"
+            )
+        encoders[encoder.id] = encoder
+    return list(encoders.values())
+
+
+def _images(samples: Sequence[Sample], prepared: Prepared) -> pd.DataFrame:
+    """One row per image to be scored: `IMAGE_COLUMNS`, its path, ground truth and alignment.
+
+    After the sampled ones follow the training images of each pair, as if a method had handed them
+    back for each prompt.
+    """
+    rows = [
+        (
+            sample.label,
+            prepared.concept("content", sample.content).name,
+            prepared.concept("style", sample.style).name,
+            sample.prompt,
+            sample.seed,
+            sample.file,
+            sample.path,
+        )
+        for sample in samples
+    ]
+    for content, style, prompt in dict.fromkeys(row[1:4] for row in rows):
+        for method, kind, name in (
+            (COPY_OF_CONTENT, "content", content),
+            (COPY_OF_STYLE, "style", style),
+        ):
+            for number, path in enumerate(prepared.concept(kind, name).trained):
+                rows.append((method, content, style, prompt, number, path.name, path))
+    truths = [prepared.ground_truths.get((row[1], row[2])) for row in rows]
+    return pd.DataFrame(
+        [
+            (*row, truth.path if truth else None, truth.alignment if truth else "")
+            for row, truth in zip(rows, truths, strict=True)
+        ],
+        columns=[*IMAGE_COLUMNS, "path", "truth", "alignment"],
+    )
+
+
+def _concepts(images: pd.DataFrame, prepared: Prepared) -> list[Concept]:
+    """All contents, then all styles that the images are scored against."""
+    return [prepared.concept(kind, name) for kind in PAIR for name in images[kind].unique()]
+
+
+def _encode(
+    images: pd.DataFrame, prepared: Prepared, encoders: Sequence[Encoder]
+) -> list[dict[Path, Features]]:
+    """For each encoder the feature of every image that is needed.
+
+    An image is decoded once for all encoders, and only a batch of images is in memory.
+    """
+    references = [path for one in _concepts(images, prepared) for path in one.references]
+    paths = list(dict.fromkeys([*images["path"], *references, *images["truth"].dropna()]))
+    features: list[dict[Path, Features]] = [{} for _ in encoders]
+    for start in range(0, len(paths), _DECODED_TOGETHER):
+        part = paths[start : start + _DECODED_TOGETHER]
+        decoded = [load_image(path) for path in part]
+        for encoder, known in zip(encoders, features, strict=True):
+            known.update(zip(part, encoder.encode_images(decoded), strict=True))
+    return features
+
+
+def _by_encoder(
+    encoder: Encoder, features: Mapping[Path, Features], images: pd.DataFrame, prepared: Prepared
+) -> pd.DataFrame:
+    """All scores by one encoder."""
+
+    def look_up(paths: Iterable[Path]) -> Features:
+        return np.stack([features[path] for path in paths])
+
+    images_ND = look_up(images["path"])
+    values = {
+        f"{encoder.metric}_{kind}": _similarity(images_ND, images[kind], kind, prepared, look_up)
+        for kind in PAIR
+    }
+    values[f"{encoder.metric}_harmonic"] = metrics.harmonic_mean(*values.values())
+    if isinstance(encoder, TextEncoder):
+        values |= _by_text(encoder, images, prepared, images_ND)
+    drawn_N = images["truth"].notna().to_numpy()
+    if drawn_N.any():
+        truths_MD = look_up(images["truth"][drawn_N])
+        values[f"{encoder.metric}_truth"] = np.full(len(images), np.nan)
+        values[f"{encoder.metric}_truth"][drawn_N] = metrics.matched_cosine(
+            images_ND[drawn_N], truths_MD
+        )
+    return _long(images, values, encoder.id)
+
+
+def _long(images: pd.DataFrame, values: Mapping[str, metrics.Values], encoder: str) -> pd.DataFrame:
+    """One row per image and metric; an image has no row for what it was not measured by (NaN)."""
+    wide = images[IMAGE_COLUMNS].assign(**values)
+    long = wide.melt(IMAGE_COLUMNS, var_name="metric", value_name="value")
+    return long.dropna(subset="value").assign(encoder=encoder)
+
+
+def _similarity(
+    images_ND: Features, names: pd.Series, kind: str, prepared: Prepared, look_up: Lookup
+) -> metrics.Values:
+    """Mean cosine of each image with all references of its own content or style."""
+    value_N = np.empty(len(names))
+    for name in names.unique():
+        own_N = (names == name).to_numpy()
+        references_RD = look_up(prepared.concept(kind, name).references)
+        value_N[own_N] = metrics.mean_cosine(images_ND[own_N], references_RD)
+    return value_N
+
+
+def _by_text(
+    encoder: TextEncoder, images: pd.DataFrame, prepared: Prepared, images_ND: Features
+) -> dict[str, metrics.Values]:
+    """CLIP-T and, where names to choose from are known, whether content and style are named."""
+    plain = _plain_prompts(encoder, images, prepared)
+    prompts = plain["plain"].unique().tolist()
+    rows = pd.Index(prompts).get_indexer(pd.Index(images.merge(plain, "left")["plain"]))
+    values = {"clip_t": metrics.matched_cosine(images_ND, encoder.encode_texts(prompts)[rows])}
+    for kind in PAIR:
+        names = _names(encoder, kind, set(images[kind]), prepared)
+        if len(names.words) > 1:
+            texts_MD = encoder.encode_texts(
+                [names.template.format(words) for words in names.words.values()]
+            )
+            labels_N = pd.Index(list(names.words)).get_indexer(pd.Index(images[kind]))
+            values[f"{kind}_named"] = metrics.named_right(images_ND, texts_MD, labels_N)
+    return values
+
+
+def _plain_prompts(encoder: TextEncoder, images: pd.DataFrame, prepared: Prepared) -> pd.DataFrame:
+    """Columns content, style, prompt and plain: each prompt as this encoder reads it."""
+    words = {
+        concept: text for names in encoder.names.values() for concept, text in names.words.items()
+    }
+    prompts = images[[*PAIR, "prompt"]].drop_duplicates()
+    concepts = (
+        [prepared.concept(kind, name) for kind, name in zip(PAIR, pair, strict=True)]
+        for pair in zip(prompts["content"], prompts["style"], strict=True)
+    )
+    return prompts.assign(
+        plain=[plain_prompt(*both, words) for both in zip(prompts["prompt"], concepts, strict=True)]
+    )
+
+
+def _names(encoder: TextEncoder, kind: str, needed: set[str], prepared: Prepared) -> Names:
+    """The names to choose from: the encoder's own if it knows all that is needed."""
+    own = encoder.names.get(kind)
+    if own is not None and needed <= own.words.keys():
+        return own
+    template = "a {}" if kind == "content" else "a drawing in {} style"
+    return Names(template, {key[1]: key[1] for key in prepared.concepts if key[0] == kind})
+
+
+def _by_pixels(images: pd.DataFrame) -> pd.DataFrame:
+    """PSNR to the ground truth, brought to the image's size, where it is the same drawing."""
+    same = images[images["truth"].notna() & (images["alignment"] != "meaning")]
+    values = []
+    for path, truth in zip(same["path"], same["truth"], strict=True):
+        image, target = load_image(path), load_image(truth)
+        if target.size != image.size:
+            target = target.resize(image.size, Image.Resampling.LANCZOS)
+        values.append(metrics.psnr(np.asarray(image), np.asarray(target)))
+    return _long(same, {"psnr_truth": np.array(values)}, PIXELS)
+
+
+def _provenance(
+    samples: Sequence[Sample],
+    images: pd.DataFrame,
+    prepared: Prepared,
+    encoders: Sequence[Encoder],
+) -> dict[str, object]:
+    """Everything that a reader needs to repeat the numbers."""
+    fields = ("label", "method", "base_id", "base_hash", "adapter_hash", "steps", "guidance")
+    runs = dict.fromkeys(tuple(getattr(sample, name) for name in fields) for sample in samples)
+    prompts = [
+        {"encoder": encoder.id, **row}
+        for encoder in encoders
+        if isinstance(encoder, TextEncoder)
+        for row in _plain_prompts(encoder, images, prepared).to_dict("records")
+    ]
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "b4m_version": __version__,
+        "git_commit": git_commit(),
+        "data_md5": data_md5(prepared.folder) or data_md5(),
+        "encoders": [
+            {
+                "id": encoder.id,
+                "metric": encoder.metric,
+                "weights_sha256": encoder.weights_hash,
+                "preprocessing": encoder.preprocessing,
+            }
+            for encoder in encoders
+        ],
+        "references": [
+            {
+                "kind": concept.kind,
+                "concept": concept.name,
+                "role": concept.role,
+                "files": [
+                    {"file": path.relative_to(prepared.folder).as_posix(), "sha256": sha256(path)}
+                    for path in concept.references
+                ],
+            }
+            for concept in _concepts(images, prepared)
+        ],
+        "prompts_for_clip_t": prompts,
+        "seeds": sorted({sample.seed for sample in samples}),
+        "samples": [dict(zip(fields, run, strict=True)) for run in runs],
+        "statistics": {
+            "interval": "BCa bootstrap of the mean; percentile for two units",
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "seed": 0,
+            "unit": "(content, style) pairs; images when there is one pair",
+        },
+    }

@@ -1,0 +1,137 @@
+"""What the report shows: samples, scores and the prepared data, joined and ordered."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from b4m.errors import B4MError
+from b4m.evaluate.references import Prepared, read_prepared
+from b4m.evaluate.samples import Sample, read_samples
+from b4m.evaluate.statistics import PAIR, Estimate
+from b4m.evaluate.tables import Scores, read_scores
+from b4m.report.names import BASELINES, DIRECT
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that a report shows."""
+
+    samples: Sequence[Sample]
+    prepared: Prepared
+    scores: Scores
+    adapters: Mapping[str, Mapping[str, Any]]
+    """Metadata of the adapters by their hash, where the samples folders carry them."""
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Sampled rows: baselines, the direct merge, the others as they came, b4m last."""
+        labels = dict.fromkeys(sample.label for sample in self.samples)
+        rank = {name: place for place, name in enumerate((*BASELINES, *DIRECT))}
+        return sorted(labels, key=lambda name: (rank.get(name, len(rank)), name == "b4m"))
+
+    @property
+    def merged(self) -> list[str]:
+        """Sampled rows that are no baseline."""
+        return [label for label in self.labels if label not in BASELINES]
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """(content, style) in the order of the samples."""
+        return list(dict.fromkeys(self.pair_of(sample) for sample in self.samples))
+
+    def pair_of(self, sample: Sample) -> Pair:
+        """Names of the sample's content and style; an empty one is the only one there is."""
+        return (
+            self.prepared.concept("content", sample.content).name,
+            self.prepared.concept("style", sample.style).name,
+        )
+
+    @property
+    def evaluator(self) -> Mapping[str, str]:
+        """The primary encoder: `id`, `metric`, `weights_sha256`, `preprocessing`."""
+        first: Mapping[str, str] = self.scores.provenance["encoders"][0]
+        return first
+
+    def key(self, label: str, part: str) -> tuple[str, str, str]:
+        """Where the primary evaluator's score stands in summary and differences.
+
+        Args:
+            label: the row.
+            part: content, style, harmonic or truth.
+        """
+        return label, f"{self.evaluator['metric']}_{part}", self.evaluator["id"]
+
+    def score(self, label: str, part: str) -> Estimate | None:
+        """The primary evaluator's score of a row; see `key`."""
+        return self.scores.summary.get(self.key(label, part))
+
+    def difference(self, label: str, part: str) -> Estimate | None:
+        """The row minus the direct merge on the same images; see `key`."""
+        return self.scores.differences.get(self.key(label, part))
+
+    def score_in_pair(self, label: str, pair: Pair, part: str) -> float | None:
+        """The row's mean over the images of one pair; see `key`."""
+        return self._pair_means.get((*self.key(label, part), *pair))
+
+    @cached_property
+    def _pair_means(self) -> Mapping[Any, float]:
+        columns = ["method", "metric", "encoder", *PAIR]
+        return self.scores.table.groupby(columns)["value"].mean().to_dict()
+
+    @property
+    def primary_metric(self) -> str:
+        """The part that ranks: likeness to the ground truth where every pair has one, else both.
+
+        An image that shows a bit of the content and a bit of the style is like either, so the
+        harmonic mean can be won by a double exposure; the ground truth cannot.
+        """
+        known = all(pair in self.prepared.ground_truths for pair in self.pairs)
+        return "truth" if known else "harmonic"
+
+    def best(self, part: str = "") -> str:
+        """The merged row that is best in `part`, or in the primary metric."""
+
+        def mean(label: str) -> float:
+            estimate = self.score(label, part or self.primary_metric)
+            return estimate.mean if estimate else -1.0
+
+        return max(self.merged or self.labels, key=mean)
+
+
+def load(samples: Sequence[Path], scores: Path, data: Path) -> ReportData:
+    """Read and join what `b4m sample`, `b4m evaluate` and `b4m prepare` have written.
+
+    Raises:
+        B4MError: for missing files, or scores of other samples than these.
+    """
+    report = ReportData(
+        samples=read_samples(samples),
+        prepared=read_prepared(data),
+        scores=read_scores(scores),
+        adapters={
+            digest: metadata
+            for folder in samples
+            for digest, metadata in _adapters(folder / "adapters.json").items()
+        },
+    )
+    for label in report.labels:
+        if report.score(label, "content") is None:
+            raise B4MError(
+                f"{scores} has no score of {label!r}; run b4m evaluate on these samples first"
+            )
+    return report
+
+
+def _adapters(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    try:
+        adapters: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise B4MError(f"{path} cannot be read: {error}") from None
+    return adapters

@@ -1,0 +1,129 @@
+"""The report's sentences: the headline, what a score means, and what it does not show."""
+
+from b4m.evaluate.tables import COPIES
+from b4m.report.load import ReportData
+from b4m.report.names import BASELINES, name_of
+
+
+def words_of(data: ReportData, kind: str, name: str) -> str:
+    """A concept in plain words: of a style the words for it where the manifest has them."""
+    concept = data.prepared.concept(kind, name)
+    words = concept.class_word if kind == "style" and concept.class_word else name
+    return words.replace("-", " ").replace("_", " ")
+
+
+def headline(data: ReportData) -> list[str]:
+    """The result in a few sentences."""
+    best, part = data.best(), data.primary_metric
+    scores = {name: data.score(best, name) for name in ("content", "style", part)}
+    mean = {name: estimate.mean for name, estimate in scores.items() if estimate is not None}
+    claim = {
+        "truth": "comes closest to the ground truth here",
+        "harmonic": "holds content and style together best here",
+    }[part]
+    first = (
+        f"{name_of(best)[0]} {claim}: {mean[part]:.2f} out of 1, with content "
+        f"{mean['content']:.2f} and style {mean['style']:.2f}."
+    )
+    difference = data.difference(best, part)
+    if difference is not None:
+        side = "above" if difference.mean >= 0 else "below"
+        verdict = "more than chance" if difference.decided else "which may be chance"
+        first += f" That is {abs(difference.mean):.2f} {side} the direct merge, {verdict}."
+    sentences = [first]
+    without_merge = {
+        label: estimate.mean
+        for label in (*BASELINES, *COPIES)
+        if (estimate := data.score(label, part)) is not None and estimate.mean >= mean[part]
+    }
+    if without_merge:
+        label = max(without_merge, key=lambda name: without_merge[name])
+        sentences.append(
+            f"The {name_of(label)[0].lower()} reaches {without_merge[label]:.2f} although it "
+            "merges nothing: this score does not decide here, compare the images."
+        )
+    both = data.best("harmonic")
+    if both != best:
+        sentences.append(
+            f"{name_of(both)[0]} has the higher score for content and style together. An image "
+            "that shows a bit of each is like both; the ground truth tells the difference."
+        )
+    return sentences
+
+
+def glossary(data: ReportData) -> list[tuple[str, str, str]]:
+    """Metric, the word for it, and its meaning, for the metrics that were measured."""
+    metric = data.evaluator["metric"]
+    short = {"clip_i": "CLIP-I"}.get(metric, metric)
+    known = [
+        (
+            f"{metric}_content",
+            "Content",
+            f"{short} with the content's reference images: the mean cosine of the two images' "
+            "features. 1 is the same image.",
+        ),
+        (f"{metric}_style", "Style", f"{short} with the style's reference images, likewise."),
+        (
+            f"{metric}_harmonic",
+            "Both",
+            "Harmonic mean of content and style: high only when both are.",
+        ),
+        (
+            "clip_t",
+            "Prompt",
+            "CLIP-T: cosine between the image and the prompt in plain words, trigger words "
+            "replaced. Matching pairs of image and text lie far below 1.",
+        ),
+        ("content_named", "Content named", "Share of images whose content the evaluator names."),
+        ("style_named", "Style named", "Share of images whose style the evaluator names."),
+        (
+            f"{metric}_truth",
+            "Truth",
+            "Cosine with the ground truth: this content in this style as its artist drew it.",
+        ),
+        (
+            "psnr_truth",
+            "PSNR, dB",
+            "Likeness to the ground truth pixel by pixel. An image that is right but a little "
+            "shifted scores low; read it across rows, not by itself.",
+        ),
+    ]
+    measured = {metric for _, metric, _ in data.scores.summary}
+    checks = [
+        (
+            encoder["metric"],
+            encoder["id"],
+            "The same scores by another network, as a check of the first, on a scale of its own.",
+        )
+        for encoder in data.scores.provenance["encoders"][1:]
+    ]
+    return [entry for entry in known if entry[0] in measured] + checks
+
+
+def caveats(data: ReportData) -> list[str]:
+    """What a reader must not conclude."""
+    unit = next(iter(data.scores.summary.values())).unit
+    references = data.scores.provenance["references"]
+    sentences = [
+        "A likeness score rewards copying: the style image on one side, the untouched content on "
+        "the other. That is why both sides always stand together, beside rows that copy.",
+        f"The evaluator is {data.evaluator['id']}. Numbers by another encoder, another crop or "
+        "another set of references are not comparable; only rows of this page are.",
+        {
+            "images": "There is one content and one style here. The intervals say how much images "
+            "vary from seed to seed, and nothing about other contents or styles.",
+            "pairs": "Intervals are over pairs of a content and a style. Pairs share contents and "
+            "styles, so they are somewhat too narrow.",
+        }.get(unit, "One image per row gives no interval: sample more seeds."),
+    ]
+    if any(entry["role"] == "train" for entry in references):
+        sentences.append(
+            "No reference was held back for at least one side, so images are compared with those "
+            "that the adapter was trained on. Memorizing them is rewarded."
+        )
+    if any(truth.alignment == "meaning" for truth in data.prepared.ground_truths.values()):
+        sentences.append(
+            "A ground truth by another hand agrees in meaning and style only, not in outline; its "
+            "pixels are not compared."
+        )
+    return sentences
