@@ -30,7 +30,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from PIL import Image
 
-from b4m.evaluate.provenance import data_md5, git_commit
+from b4m.data.dvc import data_md5
+from b4m.version import git_commit
 
 EXPERIMENT = "b4m"
 # MLflow's own limits: 100 parameters per request, 6000 characters in one, 8000 in a tag.

@@ -11,7 +11,6 @@ from pathlib import Path
 from b4m import __version__
 
 
-@cache
 def git_commit() -> str:
     """Commit of the running code, "-dirty" when changed; "" when it cannot be known.
 
@@ -20,6 +19,11 @@ def git_commit() -> str:
     baked = os.environ.get("B4M_GIT_COMMIT", "")
     if baked:
         return baked
+    return _commit_of_checkout()
+
+
+@cache
+def _commit_of_checkout() -> str:
     root = Path(__file__).resolve().parents[1]
     # An installed package lies in somebody else's tree; only our own checkout counts.
     if not (root / ".git").exists():

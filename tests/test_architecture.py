@@ -124,8 +124,7 @@ def test_methods_never_import_one_another() -> None:
     wrong = [
         i
         for i in _all_imports("b4m")
-        if i.file.startswith("b4m/methods/")
-        and i.module.startswith("b4m.methods.")
+        if i.file.startswith("b4m/methods/") and i.module.startswith("b4m.methods.")
     ]
     assert not wrong, "\n".join(map(str, wrong))
 
@@ -208,7 +207,9 @@ def test_components_and_pipelines_have_few_parameters_and_short_bodies() -> None
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("module", ["b4m", "b4m.settings", "b4m.plan", "b4m.cli", "b4m.verbs", "b4m.methods"])
+@pytest.mark.parametrize(
+    "module", ["b4m", "b4m.settings", "b4m.plan", "b4m.cli", "b4m.verbs", "b4m.methods"]
+)
 def test_importing_the_surface_of_the_library_is_light(module: str) -> None:
     heavy = ("torch", "diffusers", "transformers", "open_clip", "mlflow", "pandas", "numpy")
     code = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"

@@ -69,7 +69,7 @@ def run(root: Path, evaluator: Path | str, contents: list[str], styles: list[str
     data = prepare(root / "data", contents, styles)
     pairs = [(content, style) for content in contents for style in styles]
     folders = [sample(root / "samples" / label, label, pairs) for label in METHODS]
-    evaluate(folders, data, root / "scores", str(evaluator), "cpu")
+    evaluate(folders, data, root / "scores", str(evaluator), "cpu", baseline="direct")
     return root
 
 
@@ -140,7 +140,8 @@ def test_the_table_shows_the_summary(one: Path, tmp_path: Path) -> None:
 def test_provenance_and_adapters_are_on_the_page(one: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(one, root)
-    about = {"ada9" * 16: {"stage": "merged", "method": "b4m", "config": {"make_lr": 0.125}}}
+    metadata = {"stage": "merged", "method": "b4m", "config": {"make_lr": 0.125}}
+    about = {"ada9" * 16: {"files": [metadata]}}
     (root / "samples" / "b4m" / "adapters.json").write_text(json.dumps(about))
     text = " ".join(read(report(root, tmp_path / "report.html")).text)
     provenance = json.loads((root / "scores" / "provenance.json").read_text())
@@ -171,7 +172,7 @@ def test_text_of_users_is_escaped_wherever_it_comes_from(many: Path) -> None:
     """Every text of samples, scores, manifest, adapters and title is an attack."""
     folders = [many / "samples" / label for label in METHODS]
     data = load(folders, many / "scores", many / "data")
-    data = replace(data, adapters={"ada9": {"method": "b4m"}})
+    data = replace(data, adapters={"ada9": [{"method": "b4m"}]})
     page, calm = Page(), Page()
     page.feed(render(attacked(data), ATTACK))
     calm.feed(render(data, "calm"))

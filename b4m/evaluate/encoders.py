@@ -12,7 +12,6 @@ never reported as CLIP or DINO.
 Shape legend: N images, M texts, D feature dimensions, B batch, C channels, H height, W width.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from b4m.errors import B4MError
+from b4m.io import sha256
 
 Features = NDArray[np.float32]
 INDEPENDENT = ("efficientnet-lite0", "magenta-style")
@@ -237,12 +237,6 @@ def square(
     left, top = (image.width - short) // 2, (image.height - short) // 2
     central = image.convert("RGB").crop((left, top, left + short, top + short))
     return central.resize((side, side), filter)
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file's content."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _resolve(name: str) -> tuple[str, str | None, bool, Path]:

@@ -6,22 +6,20 @@ one side alone rewards exactly this copying.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from b4m import __version__
 from b4m.data.images import load_image
 from b4m.errors import B4MError
 from b4m.evaluate import metrics
-from b4m.evaluate.encoders import Encoder, Features, Names, TextEncoder, open_encoder, sha256
-from b4m.evaluate.provenance import data_md5, git_commit
-from b4m.evaluate.references import Concept, Prepared, plain_prompt, read_prepared
+from b4m.evaluate.encoders import Encoder, Features, Names, TextEncoder, open_encoder
+from b4m.evaluate.provenance import concepts_of, plain_prompts, provenance
+from b4m.evaluate.references import Prepared, read_prepared
 from b4m.evaluate.samples import Sample, read_samples
-from b4m.evaluate.statistics import CONFIDENCE, PAIR, RESAMPLES
+from b4m.evaluate.statistics import PAIR
 from b4m.evaluate.tables import (
     COPY_OF_CONTENT,
     COPY_OF_STYLE,
@@ -41,6 +39,7 @@ def evaluate(
     out: Path,
     evaluator: str = DEFAULT_EVALUATOR,
     device: str = "auto",
+    baseline: str = "",
 ) -> Path:
     """Score generated images against the references of their content and their style.
 
@@ -51,6 +50,7 @@ def evaluate(
         evaluator: one encoder, or several separated by commas; the first one is the primary one
             that the report shows, the others check it. See `encoders.open_encoder`.
         device: "cpu", "cuda" or "auto".
+        baseline: method that the others are compared with in differences.csv; "" for none.
 
     Returns:
         `out`.
@@ -68,9 +68,9 @@ def evaluate(
         for encoder, features in zip(encoders, _encode(images, prepared, encoders), strict=True)
     ]
     table = pd.concat([*parts, _by_pixels(images)], ignore_index=True)
-    baseline = next((sample.label for sample in sampled if sample.method == "direct"), "")
-    provenance = _provenance(sampled, images, prepared, encoders)
-    return write_scores(Path(out), table, baseline, provenance)
+    label = next((sample.label for sample in sampled if sample.method == baseline), "")
+    record = provenance(sampled, images, prepared, encoders)
+    return write_scores(Path(out), table, label, record)
 
 
 def _open(evaluator: str, device: str) -> list[Encoder]:
@@ -124,11 +124,6 @@ def _images(samples: Sequence[Sample], prepared: Prepared) -> pd.DataFrame:
     )
 
 
-def _concepts(images: pd.DataFrame, prepared: Prepared) -> list[Concept]:
-    """All contents, then all styles that the images are scored against."""
-    return [prepared.concept(kind, name) for kind in PAIR for name in images[kind].unique()]
-
-
 def _encode(
     images: pd.DataFrame, prepared: Prepared, encoders: Sequence[Encoder]
 ) -> list[dict[Path, Features]]:
@@ -136,7 +131,7 @@ def _encode(
 
     An image is decoded once for all encoders, and only a batch of images is in memory.
     """
-    references = [path for one in _concepts(images, prepared) for path in one.references]
+    references = [path for one in concepts_of(images, prepared) for path in one.references]
     paths = list(dict.fromkeys([*images["path"], *references, *images["truth"].dropna()]))
     features: list[dict[Path, Features]] = [{} for _ in encoders]
     for start in range(0, len(paths), _DECODED_TOGETHER):
@@ -196,7 +191,7 @@ def _by_text(
     encoder: TextEncoder, images: pd.DataFrame, prepared: Prepared, images_ND: Features
 ) -> dict[str, metrics.Values]:
     """CLIP-T and, where names to choose from are known, whether content and style are named."""
-    plain = _plain_prompts(encoder, images, prepared)
+    plain = plain_prompts(encoder, images, prepared)
     prompts = plain["plain"].unique().tolist()
     rows = pd.Index(prompts).get_indexer(pd.Index(images.merge(plain, "left")["plain"]))
     values = {"clip_t": metrics.matched_cosine(images_ND, encoder.encode_texts(prompts)[rows])}
@@ -209,21 +204,6 @@ def _by_text(
             labels_N = pd.Index(list(names.words)).get_indexer(pd.Index(images[kind]))
             values[f"{kind}_named"] = metrics.named_right(images_ND, texts_MD, labels_N)
     return values
-
-
-def _plain_prompts(encoder: TextEncoder, images: pd.DataFrame, prepared: Prepared) -> pd.DataFrame:
-    """Columns content, style, prompt and plain: each prompt as this encoder reads it."""
-    words = {
-        concept: text for names in encoder.names.values() for concept, text in names.words.items()
-    }
-    prompts = images[[*PAIR, "prompt"]].drop_duplicates()
-    concepts = (
-        [prepared.concept(kind, name) for kind, name in zip(PAIR, pair, strict=True)]
-        for pair in zip(prompts["content"], prompts["style"], strict=True)
-    )
-    return prompts.assign(
-        plain=[plain_prompt(*both, words) for both in zip(prompts["prompt"], concepts, strict=True)]
-    )
 
 
 def _names(encoder: TextEncoder, kind: str, needed: set[str], prepared: Prepared) -> Names:
@@ -245,57 +225,3 @@ def _by_pixels(images: pd.DataFrame) -> pd.DataFrame:
             target = target.resize(image.size, Image.Resampling.LANCZOS)
         values.append(metrics.psnr(np.asarray(image), np.asarray(target)))
     return _long(same, {"psnr_truth": np.array(values)}, PIXELS)
-
-
-def _provenance(
-    samples: Sequence[Sample],
-    images: pd.DataFrame,
-    prepared: Prepared,
-    encoders: Sequence[Encoder],
-) -> dict[str, object]:
-    """Everything that a reader needs to repeat the numbers."""
-    fields = ("label", "method", "base_id", "base_hash", "adapter_hash", "steps", "guidance")
-    runs = dict.fromkeys(tuple(getattr(sample, name) for name in fields) for sample in samples)
-    prompts = [
-        {"encoder": encoder.id, **row}
-        for encoder in encoders
-        if isinstance(encoder, TextEncoder)
-        for row in _plain_prompts(encoder, images, prepared).to_dict("records")
-    ]
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "b4m_version": __version__,
-        "git_commit": git_commit(),
-        "data_md5": data_md5(prepared.folder) or data_md5(),
-        "encoders": [
-            {
-                "id": encoder.id,
-                "metric": encoder.metric,
-                "weights_sha256": encoder.weights_hash,
-                "preprocessing": encoder.preprocessing,
-            }
-            for encoder in encoders
-        ],
-        "references": [
-            {
-                "kind": concept.kind,
-                "concept": concept.name,
-                "role": concept.role,
-                "files": [
-                    {"file": path.relative_to(prepared.folder).as_posix(), "sha256": sha256(path)}
-                    for path in concept.references
-                ],
-            }
-            for concept in _concepts(images, prepared)
-        ],
-        "prompts_for_clip_t": prompts,
-        "seeds": sorted({sample.seed for sample in samples}),
-        "samples": [dict(zip(fields, run, strict=True)) for run in runs],
-        "statistics": {
-            "interval": "BCa bootstrap of the mean; percentile for two units",
-            "confidence": CONFIDENCE,
-            "resamples": RESAMPLES,
-            "seed": 0,
-            "unit": "(content, style) pairs; images when there is one pair",
-        },
-    }

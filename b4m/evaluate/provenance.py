@@ -1,46 +1,89 @@
-"""What a number needs beside it: the code's commit and the data's version.
+"""What a score needs beside it: encoders, references, prompts as they were read, versions."""
 
-Light on purpose (standard library only): the report and the tracker use it too.
-"""
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
-import os
-import re
-import subprocess
-from pathlib import Path
+import pandas as pd
 
-
-def git_commit() -> str:
-    """Commit of the running code, "-dirty" when changed; "" when it cannot be known.
-
-    An image has no checkout: `B4M_GIT_COMMIT`, baked into it, goes first.
-    """
-    baked = os.environ.get("B4M_GIT_COMMIT", "")
-    if baked:
-        return baked
-    root = Path(__file__).resolve().parents[2]
-    # An installed package lies in somebody else's tree; only our own checkout counts.
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        answer = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+from b4m import __version__
+from b4m.data.dvc import data_md5
+from b4m.evaluate.encoders import Encoder, TextEncoder
+from b4m.evaluate.references import Concept, Prepared, plain_prompt
+from b4m.evaluate.samples import Sample
+from b4m.evaluate.statistics import CONFIDENCE, PAIR, RESAMPLES
+from b4m.io import sha256
+from b4m.version import git_commit
 
 
-def data_md5(start: Path | None = None) -> str:
-    """DVC's md5 of the data folder, from the nearest data.dvc upwards; "" without one.
+def provenance(
+    samples: Sequence[Sample],
+    images: pd.DataFrame,
+    prepared: Prepared,
+    encoders: Sequence[Encoder],
+) -> dict[str, object]:
+    """Everything that a reader needs to repeat the numbers."""
+    fields = ("label", "method", "base_id", "base_hash", "adapter_hash", "steps", "guidance")
+    runs = dict.fromkeys(tuple(getattr(sample, name) for name in fields) for sample in samples)
+    prompts = [
+        {"encoder": encoder.id, **row}
+        for encoder in encoders
+        if isinstance(encoder, TextEncoder)
+        for row in plain_prompts(encoder, images, prepared).to_dict("records")
+    ]
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "b4m_version": __version__,
+        "git_commit": git_commit(),
+        "data_md5": data_md5(prepared.folder) or data_md5(),
+        "encoders": [
+            {
+                "id": encoder.id,
+                "metric": encoder.metric,
+                "weights_sha256": encoder.weights_hash,
+                "preprocessing": encoder.preprocessing,
+            }
+            for encoder in encoders
+        ],
+        "references": [
+            {
+                "kind": concept.kind,
+                "concept": concept.name,
+                "role": concept.role,
+                "files": [
+                    {"file": path.relative_to(prepared.folder).as_posix(), "sha256": sha256(path)}
+                    for path in concept.references
+                ],
+            }
+            for concept in concepts_of(images, prepared)
+        ],
+        "prompts_for_clip_t": prompts,
+        "seeds": sorted({sample.seed for sample in samples}),
+        "samples": [dict(zip(fields, run, strict=True)) for run in runs],
+        "statistics": {
+            "interval": "BCa bootstrap of the mean; percentile for two units",
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "seed": 0,
+            "unit": "(content, style) pairs; images when there is one pair",
+        },
+    }
 
-    Args:
-        start: folder to begin the search in; the working directory if left out.
-    """
-    here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        file = folder / "data.dvc"
-        if file.is_file():
-            found = re.search(r"^\s*-?\s*md5:\s*(\S+)", file.read_text(), re.MULTILINE)
-            return found.group(1) if found else ""
-    return ""
+
+def concepts_of(images: pd.DataFrame, prepared: Prepared) -> list[Concept]:
+    """All contents, then all styles that the images are scored against."""
+    return [prepared.concept(kind, name) for kind in PAIR for name in images[kind].unique()]
+
+
+def plain_prompts(encoder: TextEncoder, images: pd.DataFrame, prepared: Prepared) -> pd.DataFrame:
+    """Columns content, style, prompt and plain: each prompt as this encoder reads it."""
+    words = {
+        concept: text for names in encoder.names.values() for concept, text in names.words.items()
+    }
+    prompts = images[[*PAIR, "prompt"]].drop_duplicates()
+    concepts = (
+        [prepared.concept(kind, name) for kind, name in zip(PAIR, pair, strict=True)]
+        for pair in zip(prompts["content"], prompts["style"], strict=True)
+    )
+    return prompts.assign(
+        plain=[plain_prompt(*both, words) for both in zip(prompts["prompt"], concepts, strict=True)]
+    )

@@ -2,15 +2,13 @@
 
 import csv
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from b4m.errors import B4MError
+from b4m.io import replacing_folder, write_whole
 
 COLUMNS = (
     "file",
@@ -129,19 +127,14 @@ def write_samples(
     """
     if out.exists() and not (out / "samples.csv").exists() and any(out.iterdir()):
         raise B4MError(f"{out} exists and holds no samples; give another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    (partial / "images").mkdir()
-    with (partial / "samples.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for number, (row, image) in enumerate(zip(rows, images, strict=True)):
-            file = f"images/{number:03d}-s{row['seed']}.png"
-            image.save(partial / file)
-            writer.writerow({"file": file, **row})
-    (partial / "adapters.json").write_text(json.dumps(adapters, indent=1) + "\n", encoding="utf-8")
-    partial.chmod(0o755)
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(partial, out)
+    with replacing_folder(out) as partial:
+        (partial / "images").mkdir()
+        with (partial / "samples.csv").open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            for number, (row, image) in enumerate(zip(rows, images, strict=True)):
+                file = f"images/{number:03d}-s{row['seed']}.png"
+                image.save(partial / file)
+                writer.writerow({"file": file, **row})
+        write_whole(partial / "adapters.json", json.dumps(adapters, indent=1) + "\n")
     return out

@@ -5,7 +5,6 @@ the long table, one row per image and metric.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pandas as pd
 
 from b4m.errors import B4MError
 from b4m.evaluate.statistics import Estimate, paired_difference, summarize
+from b4m.io import write_whole
 
 COPY_OF_CONTENT = "copy of the content"
 COPY_OF_STYLE = "copy of the style"
@@ -52,15 +52,14 @@ def write_scores(
         baseline: method that the others are compared with in differences.csv; "" for none.
         provenance: what a reader needs to repeat the numbers.
     """
-    out.mkdir(parents=True, exist_ok=True)
     summary = {key: summarize(group) for key, group in _groups(table)}
     differences = _differences(table, baseline)
-    _write(out / "scores.csv", _csv(table[SCORE_COLUMNS]))
-    _write(out / "summary.csv", _csv(_frame(summary)))
+    write_whole(out / "scores.csv", _csv(table[SCORE_COLUMNS]))
+    write_whole(out / "summary.csv", _csv(_frame(summary)))
     against = _frame(differences)
     against.insert(1, "baseline", baseline)
-    _write(out / "differences.csv", _csv(against))
-    _write(out / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+    write_whole(out / "differences.csv", _csv(against))
+    write_whole(out / "provenance.json", json.dumps(provenance, indent=2) + "\n")
     return out
 
 
@@ -143,9 +142,3 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
 
 def _csv(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -30,6 +30,7 @@ class Method:
 
     Attributes:
         label: its name in reports.
+        summary: what it does in a few words, beside the name.
         training: the way of training that its adapters need, see `TRAININGS`.
         result: "file", one merged adapter; "images", a rule that acts while sampling and has no
             file; "adapter", one adapter trained on both concepts, nothing to merge.
@@ -38,6 +39,7 @@ class Method:
     """
 
     label: str
+    summary: str = ""
     training: str = "lora"
     result: Literal["file", "images", "adapter"] = "file"
     learned: bool = False
@@ -86,17 +88,23 @@ class Sampler:
 
 
 METHODS: Mapping[str, Method] = {
-    "b4m": Method("B4M", training="b4m", learned=True, module="break_for_make"),
-    "duolora": Method("DuoLoRA", learned=True),
-    "ziplora": Method("ZipLoRA", learned=True),
-    "nplora": Method("NP-LoRA"),
-    "blora": Method("B-LoRA", training="blora"),
-    "klora": Method("K-LoRA", result="images"),
-    "joint": Method("joint training", training="joint", result="adapter"),
-    "direct": Method("direct merge"),
-    "svd": Method("SVD merge"),
-    "ties": Method("TIES"),
-    "dare": Method("DARE"),
+    "b4m": Method(
+        "B4M",
+        "halves trained apart on one basis, then together",
+        training="b4m",
+        learned=True,
+        module="break_for_make",
+    ),
+    "duolora": Method("DuoLoRA", "learned rank weights", learned=True),
+    "ziplora": Method("ZipLoRA", "learned column weights", learned=True),
+    "nplora": Method("NP-LoRA", "content kept off the style's directions"),
+    "blora": Method("B-LoRA", "content and style in different blocks", training="blora"),
+    "klora": Method("K-LoRA", "one adapter per layer and step", result="images"),
+    "joint": Method("Joint training", "one adapter for both", training="joint", result="adapter"),
+    "direct": Method("Direct merge", "both adapters added"),
+    "svd": Method("SVD merge", "their sum at a lower rank"),
+    "ties": Method("TIES", "small and conflicting entries dropped"),
+    "dare": Method("DARE", "entries dropped at random"),
 }
 TRAININGS = ("lora", "b4m", "blora", "joint")
 

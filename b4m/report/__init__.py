@@ -1,9 +1,9 @@
 """One self-contained HTML page about generated images and their scores."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from b4m.io import replacing, write_whole
 from b4m.report.images import contact_sheet
 from b4m.report.load import load
 from b4m.report.page import render
@@ -34,12 +34,6 @@ def write_report(
     out = Path(out)
     file = out / "report.html" if out.is_dir() else out
     page, sheet = render(report, title), contact_sheet(report)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    contact = file.with_name("contact.png")
-    temporary = contact.with_name(f".{contact.name}.{os.getpid()}")
-    sheet.save(temporary, "PNG", optimize=True)
-    os.replace(temporary, contact)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, file)
-    return file
+    with replacing(file.with_name("contact.png")) as partial:
+        sheet.save(partial, "PNG", optimize=True)
+    return write_whole(file, page)

@@ -11,7 +11,7 @@ from b4m.evaluate.statistics import Estimate
 WIDTH, HEIGHT = 640.0, 460.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, WIDTH - 18.0, 16.0, HEIGHT - 52.0
 Box = tuple[float, float, float, float]  # left, top, width, height
-_CHARACTER, _LINE = 7.1, 16.0  # size of a label's letter at 13 px, generous
+_CHARACTER, _LINE = 7.8, 16.0  # size of a label's letter at 13 px, generous
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 

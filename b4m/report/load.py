@@ -12,7 +12,8 @@ from b4m.evaluate.references import Prepared, read_prepared
 from b4m.evaluate.samples import Sample, read_samples
 from b4m.evaluate.statistics import PAIR, Estimate
 from b4m.evaluate.tables import Scores, read_scores
-from b4m.report.names import BASELINES, DIRECT
+from b4m.plan import REFERENCE_METHOD
+from b4m.report.names import BASELINES
 
 Pair = tuple[str, str]
 
@@ -24,14 +25,14 @@ class ReportData:
     samples: Sequence[Sample]
     prepared: Prepared
     scores: Scores
-    adapters: Mapping[str, Mapping[str, Any]]
-    """Metadata of the adapters by their hash, where the samples folders carry them."""
+    adapters: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Metadata of the used adapters' files by hash, where the samples folders carry them."""
 
     @cached_property
     def labels(self) -> list[str]:
         """Sampled rows: baselines, the direct merge, the others as they came, b4m last."""
         labels = dict.fromkeys(sample.label for sample in self.samples)
-        rank = {name: place for place, name in enumerate((*BASELINES, *DIRECT))}
+        rank = {name: place for place, name in enumerate((*BASELINES, REFERENCE_METHOD))}
         return sorted(labels, key=lambda name: (rank.get(name, len(rank)), name == "b4m"))
 
     @property
@@ -114,9 +115,9 @@ def load(samples: Sequence[Path], scores: Path, data: Path) -> ReportData:
         prepared=read_prepared(data),
         scores=read_scores(scores),
         adapters={
-            digest: metadata
+            digest: used["files"]
             for folder in samples
-            for digest, metadata in _adapters(folder / "adapters.json").items()
+            for digest, used in _adapters(folder / "adapters.json").items()
         },
     )
     for label in report.labels:

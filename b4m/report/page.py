@@ -291,4 +291,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _is_hash(value: object) -> bool:
     """Whether a text is hexadecimal digests, which are read in a fixed-width face."""
     text = str(value)
-    return len(text) >= 12 and set(text) <= set("0123456789abcdef, ")
+    return len(text) >= 12 and set(text) <= set("0123456789abcdef, +")

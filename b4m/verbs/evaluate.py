@@ -28,11 +28,12 @@ def evaluate(
     """
     from b4m.evaluate.evaluate import evaluate as score
     from b4m.evaluate.tables import mean_scores
+    from b4m.plan import REFERENCE_METHOD
     from b4m.tracking import open_tracker
 
     folders = [Path(folder) for folder in samples]
     with open_tracker("evaluate", "evaluate", settings={"evaluator": evaluator}) as run:
-        written = score(folders, Path(data), Path(out), evaluator)
+        written = score(folders, Path(data), Path(out), evaluator, baseline=REFERENCE_METHOD)
         run.metrics({f"eval/{name}": mean for name, mean in mean_scores(written).items()})
         run.files(sorted(written.iterdir()), "scores")
     return written

@@ -35,7 +35,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
         sample(root / label, label, pairs, seeds=(0, 7), prompts=(PROMPT, OTHER_PROMPT))
         for label in LABELS
     ]
-    return evaluate(folders, data, root / "scores", str(tiny_clip), "cpu")
+    return evaluate(folders, data, root / "scores", str(tiny_clip), "cpu", baseline="direct")
 
 
 def table(path: Path) -> list[dict[str, str]]:
