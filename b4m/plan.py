@@ -15,6 +15,7 @@ from typing import Any
 from b4m.errors import B4MError
 from b4m.methods import method
 
+KINDS = ("content", "style", "joint")
 PAIRINGS = ("every", "matching")
 SUM = "direct"
 """How adapters act together while sampling when no method says otherwise: they are added up."""

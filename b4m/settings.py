@@ -4,7 +4,8 @@ A method's module owns the model of what it reads (`b4m.methods`); this module h
 several share. Defaults are the papers' for SDXL. A base may bring values that suit it better
 (`Base.recipe`), and an explicit value goes before both.
 
-A value may be meant for one method alone, "b4m.steps", or for all that have the setting, "steps".
+A value may be meant for one method or kind alone, "b4m.steps" or "style.text_lr", or for all that
+have the setting, "steps".
 Descriptions are product text: the command line shows them.
 """
 
@@ -52,12 +53,26 @@ class TrainSettings(Execution):
     lr: float = Field(1e-4, gt=0, description="learning rate")
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="course of the learning rate after the warm-up"
+    )
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="decay of the averaged weights that are the result; 0 is off"
+    )
     blocks: str = Field("", description="only linears whose name has one of these, by commas")
     min_snr_gamma: float = Field(
         0.0, ge=0, description="min-SNR loss weight (arXiv 2303.09556); 0 is off"
     )
     flip: bool = Field(False, description="mirror half of the images")
+    text_lr: float = Field(
+        0.0, ge=0, description="learning rate of text-encoder layers; 0 trains none"
+    )
+    text_rank: int = Field(0, ge=0, description="their rank; 0 is that of the other layers")
+    restyle: float = Field(
+        0.0, ge=0, lt=1, description="share of the shown content images that are restyled copies"
+    )
+    restyle_copies: int = Field(24, ge=1, description="restyled copies of each content image")
     sample_every: int = Field(0, ge=0, description="steps between sample images; 0 is off")
     seed: int = Field(0, ge=0, description="seed of noise, order and initial values")
 
@@ -97,7 +112,11 @@ class SampleSettings(Settings):
 
 
 def resolve(
-    model: type[S], overrides: Overrides, recipe: Overrides | None = None, method: str = ""
+    model: type[S],
+    overrides: Overrides,
+    recipe: Overrides | None = None,
+    method: str = "",
+    kind: str = "",
 ) -> S:
     """Settings from explicit values over a base's recipe over the defaults.
 
@@ -106,27 +125,31 @@ def resolve(
         overrides: explicit values by name; text, as a command line gives it, is converted.
         recipe: values of the base; names that the method does not have are passed over.
         method: whose settings these are, for "METHOD.NAME" and for messages.
+        kind: of what is trained, for "KIND.NAME".
 
     Raises:
         B4MError: in one sentence, for a name that the method does not have or a value out of range.
     """
-    given = _own(overrides, method)
+    given = _own(overrides, method, kind)
     unknown = [name for name in given if name not in model.model_fields]
     if unknown:
         raise B4MError(_unknown(unknown[0], model.model_fields, method))
-    suited = {k: v for k, v in _own(recipe or {}, method).items() if k in model.model_fields}
+    suited = {k: v for k, v in _own(recipe or {}, method, kind).items() if k in model.model_fields}
     try:
         return model(**{**suited, **given})
     except ValidationError as error:
         raise B4MError(_sentence(error)) from None
 
 
-def shared(models: Mapping[str, type[Settings]], overrides: Overrides) -> dict[str, dict[str, Any]]:
+def shared(
+    models: Mapping[str, type[Settings]], overrides: Overrides, kinds: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """The part of the values that each of several methods reads.
 
     Args:
         models: settings by method.
         overrides: "NAME" goes to every method that has it, "METHOD.NAME" to that one.
+        kinds: of "KIND.NAME", which goes to every method that has NAME, for `resolve` to use.
 
     Returns:
         Explicit values by method, each checked.
@@ -136,17 +159,23 @@ def shared(models: Mapping[str, type[Settings]], overrides: Overrides) -> dict[s
     """
     names = {name for model in models.values() for name in model.model_fields}
     for key in overrides:
-        method, _, name = key.rpartition(".")
-        if method and method not in models:
-            raise B4MError(f"setting {key}: there is no {method} here; there are {_few(models)}")
-        fields = models[method].model_fields if method else names
+        scope, _, name = key.rpartition(".")
+        if scope and scope not in (*models, *kinds):
+            known = _few([*models, *kinds])
+            raise B4MError(f"setting {key}: there is no {scope} here; there are {known}")
+        fields = models[scope].model_fields if scope in models else names
         if name not in fields:
-            raise B4MError(_unknown(name, fields, method))
+            raise B4MError(_unknown(name, fields, scope))
     parts: dict[str, dict[str, Any]] = {}
     for method, model in models.items():
-        own = _own(overrides, method)
-        parts[method] = {name: value for name, value in own.items() if name in model.model_fields}
-        resolve(model, parts[method], method=method)
+        parts[method] = {
+            key: value
+            for key, value in overrides.items()
+            if key.rpartition(".")[0] in ("", method, *kinds)
+            and key.rpartition(".")[2] in model.model_fields
+        }
+        for kind in kinds or [""]:
+            resolve(model, parts[method], method=method, kind=kind)
     return parts
 
 
@@ -165,12 +194,13 @@ def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
     return values
 
 
-def _own(values: Overrides, method: str) -> dict[str, object]:
-    """The values for this method; a name with the method before it goes before one without."""
-    plain = {key: value for key, value in values.items() if "." not in key}
-    prefix = f"{method}."
-    own = {k.removeprefix(prefix): v for k, v in values.items() if method and k.startswith(prefix)}
-    return {**plain, **own}
+def _own(values: Overrides, *scopes: str) -> dict[str, object]:
+    """The values for these scopes; those of a later scope go before those of an earlier."""
+    own = {key: value for key, value in values.items() if "." not in key}
+    for scope in filter(None, scopes):
+        prefix = f"{scope}."
+        own |= {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+    return own
 
 
 def _unknown(name: str, fields: Iterable[str], method: str) -> str:

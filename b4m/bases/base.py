@@ -103,9 +103,18 @@ class Base(ABC):
     def linears(self) -> dict[str, nn.Linear]:
         """The denoiser's linears that adapters are trained on, by module path."""
 
+    def text_linears(self) -> dict[str, nn.Linear]:
+        """The text encoders' linears that adapters may have, by "NETWORK.PATH" of their files."""
+        return {
+            f"{network}.{name}": module
+            for network, encoder in self.encoders.items()
+            for path, module in encoder.named_modules()
+            if isinstance(module, nn.Linear) and (name := self.family.module(network, path))
+        }
+
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """The conditioning of B prompts."""
+        """The conditioning of B prompts, with gradients unless they are turned off."""
 
     @abstractmethod
     def encode_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -14,11 +15,26 @@ from b4m.adapters.adapter import Adapter
 from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.deltas import FrozenDelta
 from b4m.adapters.lowrank import LowRank
-from b4m.bases.base import Base
+from b4m.bases.base import Base, Conditioning
 from b4m.errors import B4MError
 
 StepHook = Callable[[int, AdaptedModel], None]
-Deltas = Mapping[str, nn.Module] | Adapter
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What a sampling rule hangs on a base.
+
+    Attributes:
+        deltas: additions by module path of the denoiser's linears.
+        text: an adapter whose text-encoder layers alone are used.
+    """
+
+    deltas: Mapping[str, nn.Module]
+    text: Adapter
+
+
+Deltas = Mapping[str, nn.Module] | Adapter | Attachment
 
 
 @torch.no_grad()
@@ -88,23 +104,43 @@ def attached(base: Base, deltas: Deltas | None) -> Iterator[AdaptedModel | None]
         return
     if isinstance(deltas, Adapter):
         check_base(base, deltas)
-    held: list[AdaptedModel] = []
-    try:
-        held.append(AdaptedModel(base.model, _on_device(base, deltas)))
-        if isinstance(deltas, Adapter):
-            for network, layers in deltas.text_networks().items():
-                if network not in base.encoders:
-                    raise B4MError(
-                        f"the adapter has layers of {network}, which this base lacks; "
-                        "give the base that it was trained on"
-                    )
-                encoder = base.encoders[network]
-                modules = {text_module(encoder, name): pair for name, pair in layers.items()}
-                held.append(AdaptedModel(encoder, _frozen(base, modules)))
-        yield held[0]
-    finally:
-        for one in held:
-            one.remove()
+    with ExitStack() as stack:
+        adapted = AdaptedModel(base.model, _on_device(base, deltas))
+        stack.callback(adapted.remove)
+        if isinstance(deltas, Adapter | Attachment):
+            text = deltas if isinstance(deltas, Adapter) else deltas.text
+            stack.enter_context(text_attached(base, text))
+        yield adapted
+
+
+@contextmanager
+def text_attached(base: Base, adapter: Adapter) -> Iterator[None]:
+    """Hold an adapter's text-encoder layers on the base's encoders for the block's time.
+
+    Raises:
+        B4MError: if it has layers of an encoder that this base lacks.
+    """
+    with ExitStack() as stack:
+        for network, layers in adapter.text_networks().items():
+            if network not in base.encoders:
+                raise B4MError(
+                    f"the adapter has layers of {network}, which this base lacks; "
+                    "give the base that it was trained on"
+                )
+            encoder = base.encoders[network]
+            modules = {text_module(encoder, name): pair for name, pair in layers.items()}
+            stack.callback(AdaptedModel(encoder, _frozen(base, modules)).remove)
+        yield
+
+
+@torch.no_grad()
+def encode_prompts_with(base: Base, adapter: Adapter, prompts: Sequence[str]) -> Conditioning:
+    """The conditioning of prompts under an adapter's text-encoder layers, on the CPU.
+
+    Each prompt is encoded on its own: within a batch the last bits depend on what else is in it.
+    """
+    with text_attached(base, adapter):
+        return Conditioning.cat([base.encode_prompts([prompt]) for prompt in prompts]).to("cpu")
 
 
 def text_module(encoder: nn.Module, layer: str) -> str:
@@ -123,6 +159,8 @@ def check_base(base: Base, adapter: Adapter) -> None:
 
 
 def _on_device(base: Base, deltas: Deltas) -> Mapping[str, nn.Module]:
+    if isinstance(deltas, Attachment):
+        return deltas.deltas
     return _frozen(base, deltas.layers) if isinstance(deltas, Adapter) else deltas
 
 

@@ -49,6 +49,7 @@ class Cache:
         """Conditioning of N captions, on the CPU."""
         keys = [_digest(caption.encode()) for caption in captions]
 
+        @torch.no_grad()
         def encode(index: int) -> dict[str, Tensor]:
             encoded = self._base.encode_prompts([captions[index]])
             return {name: value[0] for name, value in encoded.tensors.items()}

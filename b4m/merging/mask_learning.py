@@ -104,7 +104,9 @@ class MaskedMerge:
     def predictions(self, model: nn.Module, bank: Bank, rows: list[int]) -> tuple[Tensor, Tensor]:
         """The merged predictions for the content and the style half of entries, in one batch."""
         noisy = torch.cat([bank.content.noisy_KCHW[rows], bank.style.noisy_KCHW[rows]])
-        prompts = Conditioning.cat([bank.content.prompts[rows], bank.style.prompts[rows]])
+        prompts = Conditioning.cat(
+            [bank.content.merged_prompts[rows], bank.style.merged_prompts[rows]]
+        )
         output = self.base.predict(model, noisy, bank.t_K[rows].repeat(2), prompts)
         return output[: len(rows)], output[len(rows) :]
 
@@ -238,7 +240,8 @@ def _key(merge: MaskedMerge, bank: Bank, settings: MaskSettings, name: str) -> s
     halves = (bank.content, bank.style)
     tensors = [bank.t_K, bank.noise_KCHW, *(half.noisy_KCHW for half in halves)]
     for half in halves:
-        tensors += [*half.prompts.tensors.values(), *half.joint_prompt.tensors.values()]
+        for prompts in (half.prompts, half.merged_prompts, half.joint_prompt):
+            tensors += [*prompts.tensors.values()]
     tensors += [factor for both in merge.pairs.values() for p in both for factor in (p.up, p.down)]
     start = tensors_hash([*tensors, *merge.parameters().values()])
     return key(name, settings, merge.axis, merge.base.hash, str(merge.base.dtype), start)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
 from b4m.bases.base import Base, Conditioning
+from b4m.bases.sampling import encode_prompts_with
 from b4m.data.cache import Cache
 from b4m.data.captions import merged_caption
 from b4m.data.manifest import ManifestRow, read_manifest, training_rows
@@ -33,13 +34,18 @@ class ConceptImages:
     Attributes:
         mean_NCHW: means of the latents' posterior, scaled.
         std_NCHW: its standard deviations.
-        prompts: conditioning of the N captions.
-        crossed: conditioning of N prompts that name content and style together.
+        prompts: the N captions as the concept's own adapter encodes them.
+        merged_prompts: the same captions as the merged adapter encodes them.
+        joint_prompt: N prompts that name content and style together, as the other adapter encodes
+            them.
+
+    Without layers of the text encoders all adapters encode a caption alike.
     """
 
     mean_NCHW: Tensor
     std_NCHW: Tensor
     prompts: Conditioning
+    merged_prompts: Conditioning
     joint_prompt: Conditioning
 
     def __len__(self) -> int:
@@ -48,10 +54,11 @@ class ConceptImages:
 
 @dataclass(frozen=True)
 class BankHalf:
-    """One concept's half of the bank: noisy latents, the picture's prompt, the crossed prompt."""
+    """One concept's half of the bank: noisy latents, and prompts as in `ConceptImages`."""
 
     noisy_KCHW: Tensor
     prompts: Conditioning
+    merged_prompts: Conditioning
     joint_prompt: Conditioning
 
 
@@ -86,16 +93,27 @@ def read_concept_images(
     """
     manifest = read_manifest(folder)
     cache = Cache(workdir / "cache", base)
-    of_content = _concept_rows(manifest, "content", content.metadata.content)
-    of_style = _concept_rows(manifest, "style", style.metadata.style)
-    joint_prompt = cache.texts([merged_caption(of_content[0].class_word)])
+    content_rows = _concept_rows(manifest, "content", content.metadata.content)
+    style_rows = _concept_rows(manifest, "style", style.metadata.style)
+    joint = merged_caption(content_rows[0].class_word)
+    merged = content + style
 
-    def read(rows: Sequence[ManifestRow]) -> ConceptImages:
-        examples = read_training_set(folder, rows, base, cache)
-        mean_NCHW, std_NCHW = examples.mean_VNCHW[0], examples.std_VNCHW[0]
-        return ConceptImages(mean_NCHW, std_NCHW, examples.text, joint_prompt[[0] * len(rows)])
+    def encode(adapter: Adapter, captions: Sequence[str]) -> Conditioning:
+        if not adapter.text_layers:
+            return cache.texts(captions)
+        return encode_prompts_with(base, adapter, captions)
 
-    both = read(of_content), read(of_style)
+    def read(rows: Sequence[ManifestRow], own: Adapter, other: Adapter) -> ConceptImages:
+        images = read_training_set(folder, rows, base, cache)
+        return ConceptImages(
+            images.mean_VNCHW[0],
+            images.std_VNCHW[0],
+            encode(own, images.captions),
+            encode(merged, images.captions),
+            encode(other, [joint])[[0] * len(rows)],
+        )
+
+    both = read(content_rows, content, style), read(style_rows, style, content)
     base.offload()
     return both
 
@@ -122,8 +140,8 @@ def build_bank(
         jitter_KCHW = torch.randn(size, generator=generator)
         x0_KCHW = images.mean_NCHW[rows] + images.std_NCHW[rows] * jitter_KCHW.to(images.std_NCHW)
         noisy_KCHW = base.noising.add(x0_KCHW.to(base.device), noise_KCHW, t_K)
-        prompts = images.prompts[rows].to(base.device)
-        return BankHalf(noisy_KCHW, prompts, images.joint_prompt[rows].to(base.device))
+        prompts = (images.prompts, images.merged_prompts, images.joint_prompt)
+        return BankHalf(noisy_KCHW, *(one[rows].to(base.device) for one in prompts))
 
     return Bank(side(content, "content"), side(style, "style"), noise_KCHW, t_K)
 

@@ -59,8 +59,10 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[MergeSettings]
         if not selected:
             raise B4MError(f"the {kind} adapter has no layer in {group}, which blora takes from it")
         layers |= {name: adapter.layers[name].scale(weight) for name in selected}
-    merged = Adapter(layers, describe("blora", content, style, settings))
-    return truncated(merged, dict.fromkeys(layers, settings.rank))
+    weighted = content.scale(settings.content_weight) + style.scale(settings.style_weight)
+    metadata = describe("blora", content, style, settings)
+    merged = Adapter(layers, metadata, weighted.text_layers)
+    return truncated(merged, dict.fromkeys([*layers, *merged.text_layers], settings.rank))
 
 
 TRAINING = Training(PairSettings, train, training_rows)

@@ -35,8 +35,10 @@ from torch.nn.functional import linear
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.deltas import PLP, ROLES, join
+from b4m.adapters.lowrank import LowRank
 from b4m.adapters.riemannian import RiemannianAdamW
 from b4m.bases.base import Conditioning
+from b4m.bases.sampling import encode_prompts_with
 from b4m.data.cache import Cache
 from b4m.data.manifest import ManifestRow, data_hash, partner_rows, read_manifest, training_rows
 from b4m.errors import B4MError
@@ -48,7 +50,8 @@ from b4m.train.key import key
 from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
 from b4m.train.randomness import ShuffledIndices
 from b4m.train.run import Run, adapted, exported, tensors_hash
-from b4m.train.training_set import Noise, denoising_losses, read_training_set
+from b4m.train.text_layers import text_layers
+from b4m.train.training_set import Augmentation, Noise, denoising_losses, read_training_set
 
 PARTNERS_AT_ONCE = 3
 
@@ -137,7 +140,7 @@ def train(run: Run[BreakSettings]) -> Adapter:
     settings = run.settings
     main = main_factor(run.kind, settings.role)
     plps = _start(run)
-    _fit_break(run, main, plps)
+    text_pairs = _fit_break(run, main, plps)
     layers = exported(plps)
     metadata = replace(
         run.metadata(layers),
@@ -145,7 +148,7 @@ def train(run: Run[BreakSettings]) -> Adapter:
         split=settings.split,
         role=settings.role,
     )
-    return Adapter(layers, metadata)
+    return Adapter(layers, metadata, text_pairs)
 
 
 def main_factor(kind: str, role: str) -> str:
@@ -174,14 +177,17 @@ def _start(run: Run[BreakSettings]) -> dict[str, PLP]:
     }
 
 
-def _fit_break(run: Run[BreakSettings], main: str, plps: Mapping[str, PLP]) -> None:
-    """Train both blocks of each PLP in place, or the main one alone without partners."""
+def _fit_break(run: Run[BreakSettings], main: str, plps: Mapping[str, PLP]) -> dict[str, LowRank]:
+    """Train both blocks of each PLP in place, or the main one alone without partners.
+
+    Returns:
+        The pairs of the text encoders, which learn from main images alone.
+    """
     settings, base, cache = run.settings, run.base, run.cache
     partners = run.trained("partner")
-    own = read_training_set(run.folder, run.trained(), base, cache, settings.flip)
-    others = (
-        read_training_set(run.folder, partners, base, cache, settings.flip) if partners else None
-    )
+    own = read_training_set(run.folder, run.trained(), base, cache, run.augmentation)
+    flips = Augmentation(flip=settings.flip)
+    others = read_training_set(run.folder, partners, base, cache, flips) if partners else None
     count = min(len(partners), PARTNERS_AT_ONCE)
     order = ShuffledIndices(len(partners), count, settings.seed, "partners")
     other = "up" if main == "down" else "down"
@@ -191,30 +197,38 @@ def _fit_break(run: Run[BreakSettings], main: str, plps: Mapping[str, PLP]) -> N
     else:
         for plp in plps.values():
             _block(plp, other).requires_grad_(False)
-
-    def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        size = len(batch.rows)
-        x0_BCHW, text = own.sample(batch.rows, batch.generator, base.device)
-        noise = Noise.sample(base, size, batch.generator)
-        if others is not None:
-            more_PCHW, more_text = others.sample(
-                order.batch(batch.position), batch.generator, base.device
-            )
-            x0_BCHW = torch.cat([x0_BCHW, more_PCHW])
-            text = Conditioning.cat([text, more_text])
-            noise = noise[[index % size for index in range(size + count)]]
-        loss_B = denoising_losses(model, base, x0_BCHW, noise, text, settings.min_snr_gamma)
-        if others is None:
-            return {"loss": loss_B}
-        main_loss, partner_loss = loss_B[:size].mean(), loss_B[size:].mean()
-        return {"loss": main_loss + partner_loss, "main": main_loss, "partners": partner_loss}
-
     deltas = {name: GradientRouted(plp, main, settings.batch_size) for name, plp in plps.items()}
-    with adapted(base, deltas, settings.gradient_checkpointing) as model:
+
+    with (
+        text_layers(run) as text,
+        adapted(base, deltas, settings.gradient_checkpointing) as model,
+    ):
+
+        def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+            size = len(batch.rows)
+            x0_BCHW, prompts = own.sample(batch.rows, batch.generator, base.device)
+            if text is not None:
+                prompts = text.encode([own.captions[row] for row in batch.rows])
+            noise = Noise.sample(base, size, batch.generator)
+            if others is not None:
+                rows = order.batch(batch.position)
+                more_PCHW, more = others.sample(rows, batch.generator, base.device)
+                if text is not None:
+                    with torch.no_grad():
+                        more = text.encode([others.captions[row] for row in rows])
+                x0_BCHW = torch.cat([x0_BCHW, more_PCHW])
+                prompts = Conditioning.cat([prompts, more])
+                noise = noise[[index % size for index in range(size + count)]]
+            loss_B = denoising_losses(model, base, x0_BCHW, noise, prompts, settings.min_snr_gamma)
+            if others is None:
+                return {"loss": loss_B}
+            main_loss, partner_loss = loss_B[:size].mean(), loss_B[size:].mean()
+            return {"loss": main_loss + partner_loss, "main": main_loss, "partners": partner_loss}
+
         fit(
             step,
             model,
-            groups,
+            [*groups, *([text.group] if text else [])],
             len(own),
             run.loop,
             workdir=run.workdir,
@@ -223,6 +237,7 @@ def _fit_break(run: Run[BreakSettings], main: str, plps: Mapping[str, PLP]) -> N
             name=run.kind,
             preview=run.preview(),
         )
+        return text.exported() if text else {}
 
 
 def _group(
@@ -253,6 +268,7 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[MakeSettings])
     if settings.steps:
         _fit_make(content, style, plps, context)
     layers = exported(plps)
+    text_pairs = (content + style).text_layers
     first = content.metadata
     metadata = replace(
         describe("b4m", content, style, settings),
@@ -261,7 +277,7 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[MakeSettings])
         split=first.split,
         role=first.role,
     )
-    return Adapter(layers, metadata)
+    return Adapter(layers, metadata, text_pairs)
 
 
 def joined(content: Adapter, style: Adapter) -> dict[str, PLP]:
@@ -307,6 +323,10 @@ def _fit_make(
     ]
     cache = Cache(context.workdir / "cache", base)
     sets = [read_training_set(folder, part, base, cache) for part in parts]
+    both = content + style
+    if both.text_layers:
+        sets = [replace(one, text=encode_prompts_with(base, both, one.captions)) for one in sets]
+        base.offload()
     size = settings.batch_size
     orders = [
         ShuffledIndices(len(one), size, settings.seed, kind)
@@ -348,6 +368,7 @@ def _fit_make(
                 str(base.dtype),
                 [data_hash(folder, part) for part in parts],
                 tensors_hash(factor for plp in plps.values() for factor in (plp.up, plp.down)),
+                tensors_hash(value for one in sets for value in one.text.tensors.values()),
             ),
             tracker=context.tracker,
             name="make",

@@ -15,7 +15,6 @@ one layer with a near-zero style makes arbitrarily large. The paper's formulas a
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +25,7 @@ from b4m.adapters.adapter import Adapter
 from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.lowrank import LowRank
 from b4m.bases.base import Base
-from b4m.bases.sampling import StepHook
+from b4m.bases.sampling import Attachment, StepHook
 from b4m.merging.context import require_same_base
 from b4m.merging.layerwise import paired
 from b4m.methods import Sampler
@@ -71,8 +70,8 @@ class SelectedDelta(nn.Module):
 
 def sampler(
     content: Adapter, style: Adapter, base: Base, settings: Settings
-) -> tuple[dict[str, nn.Module], StepHook]:
-    """Deltas and step hook for `bases.sampling.sample`.
+) -> tuple[Attachment, StepHook]:
+    """Deltas and step hook for `bases.sampling.sample`; text-encoder layers are added up.
 
     Args:
         content: content adapter.
@@ -81,10 +80,6 @@ def sampler(
         settings: `alpha`, `beta`, `scale` and the number of `steps`.
     """
     require_same_base(content, style, base)
-    if content.text_layers or style.text_layers:
-        warnings.warn(
-            "klora chooses among UNet layers; text-encoder layers are left out", stacklevel=2
-        )
     pairs = paired(content.layers, style.layers)
     weights = {name: weigh(*both) for name, both in pairs.items()}
     gamma = balance(list(weights.values()))
@@ -100,7 +95,8 @@ def sampler(
         for name, choice in choices.items():
             choice.chosen = prefer(*weights[name], gamma, time)
 
-    return dict(choices), choose
+    both = (content + style).scale(settings.scale)
+    return Attachment(choices, both), choose
 
 
 def prefer(content: EntrySums, style: EntrySums, gamma: float, time: float) -> str:

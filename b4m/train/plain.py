@@ -14,6 +14,7 @@ from b4m.adapters.deltas import LoRADelta, LowRankDelta
 from b4m.settings import TrainSettings
 from b4m.train.loop import Batch, ParameterGroup, fit
 from b4m.train.run import Run, adapted, exported
+from b4m.train.text_layers import text_layers
 from b4m.train.training_set import Noise, denoising_losses, read_training_set
 
 
@@ -32,7 +33,7 @@ def train_pairs(run: Run[PairSettings], linears: Mapping[str, nn.Linear]) -> Ada
     """
     settings, base = run.settings, run.base
     deltas = start_pairs(run, linears)
-    examples = read_training_set(run.folder, run.rows, base, run.cache, settings.flip)
+    examples = read_training_set(run.folder, run.rows, base, run.cache, run.augmentation)
     group = ParameterGroup(
         named_parameters(deltas),
         torch.optim.AdamW(
@@ -40,17 +41,23 @@ def train_pairs(run: Run[PairSettings], linears: Mapping[str, nn.Linear]) -> Ada
         ),
     )
 
-    def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        x0_BCHW, text = examples.sample(batch.rows, batch.generator, base.device)
-        noise = Noise.sample(base, len(batch.rows), batch.generator)
-        loss_B = denoising_losses(model, base, x0_BCHW, noise, text, settings.min_snr_gamma)
-        return {"loss": loss_B}
+    with (
+        text_layers(run) as text,
+        adapted(base, deltas, settings.gradient_checkpointing) as model,
+    ):
 
-    with adapted(base, deltas, settings.gradient_checkpointing) as model:
+        def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+            x0_BCHW, prompts = examples.sample(batch.rows, batch.generator, base.device)
+            if text is not None:
+                prompts = text.encode([examples.captions[row] for row in batch.rows])
+            noise = Noise.sample(base, len(batch.rows), batch.generator)
+            loss_B = denoising_losses(model, base, x0_BCHW, noise, prompts, settings.min_snr_gamma)
+            return {"loss": loss_B}
+
         fit(
             step,
             model,
-            [group],
+            [group, *([text.group] if text else [])],
             len(examples),
             run.loop,
             workdir=run.workdir,
@@ -59,8 +66,9 @@ def train_pairs(run: Run[PairSettings], linears: Mapping[str, nn.Linear]) -> Ada
             name=run.kind,
             preview=run.preview(),
         )
+        text_pairs = text.exported() if text else {}
     layers = exported(deltas)
-    return Adapter(layers, run.metadata(layers))
+    return Adapter(layers, run.metadata(layers), text_pairs)
 
 
 def start_pairs(run: Run[PairSettings], linears: Mapping[str, nn.Linear]) -> dict[str, LoRADelta]:

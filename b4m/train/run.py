@@ -27,6 +27,7 @@ from b4m.settings import TrainSettings
 from b4m.train.key import key
 from b4m.train.loop import LoopConfig, NullTracker, Preview, Tracker
 from b4m.train.randomness import derive_seed
+from b4m.train.training_set import Augmentation
 from b4m.version import code_version
 
 _PREVIEW_STEPS = 20
@@ -73,11 +74,19 @@ class Run(Generic[S_co]):
             batch_size=settings.batch_size,
             accumulation=settings.accumulation,
             clip=settings.clip,
+            schedule=settings.schedule,
             warmup=settings.warmup,
+            ema_decay=settings.ema_decay,
             checkpoint_every=settings.checkpoint_every,
             sample_every=settings.sample_every,
             seed=settings.seed,
         )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is shown beside the images themselves."""
+        settings = self.settings
+        return Augmentation(settings.flip, settings.restyle, settings.restyle_copies, settings.seed)
 
     @cached_property
     def data_hash(self) -> str:

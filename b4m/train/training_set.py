@@ -1,31 +1,53 @@
-"""Pictures of a concept as training sees them, and the denoising loss on them.
+"""Images of a concept as training sees them, and the denoising loss on them.
 
-Shape suffixes: N pictures, B batch, C H W latents.
+Shape suffixes: N images, B batch, C H W latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from b4m.bases.base import Base, Conditioning
 from b4m.data.cache import Cache
+from b4m.data.captions import content_caption
 from b4m.data.images import fit_square, load_image
 from b4m.data.manifest import ManifestRow
+from b4m.data.restyle import restyle
+from b4m.train.randomness import derive_seed
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is shown beside the images themselves.
+
+    Attributes:
+        flip: the mirror image, as often as the image.
+        restyle: share of the shown content images that are restyled copies, in [0, 1).
+        copies: restyled copies of each content image.
+        seed: of the copies' looks.
+    """
+
+    flip: bool = False
+    restyle: float = 0.0
+    copies: int = 24
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """N pictures: posterior of their latents and their captions' conditioning, on the CPU.
+    """N images: posterior of their latents, captions and the captions' conditioning, on the CPU.
 
-    The first axis of the latents holds the picture as it is and, if pictures may be flipped, its
+    The first axis of the latents holds the image as it is and, if images may be flipped, its
     mirror image: (V, N, C, H, W) with V = 1 or 2.
     """
 
     mean_VNCHW: Tensor
     std_VNCHW: Tensor
+    captions: tuple[str, ...]
     text: Conditioning
 
     def __len__(self) -> int:
@@ -45,27 +67,61 @@ class TrainingSet:
 
 
 def read_training_set(
-    folder: Path, rows: Sequence[ManifestRow], base: Base, cache: Cache, flip: bool = False
+    folder: Path,
+    rows: Sequence[ManifestRow],
+    base: Base,
+    cache: Cache,
+    augmentation: Augmentation | None = None,
 ) -> TrainingSet:
-    """Load and encode pictures and captions, each once and for all runs that share the cache.
+    """Load and encode images and captions, each once and for all runs that share the cache.
 
     Args:
         folder: prepared data folder.
         rows: lines of its manifest.
-        base: says the size of the pictures.
+        base: says the size of the images.
         cache: of that base.
-        flip: also keep the mirror images.
+        augmentation: what else is shown; None is nothing.
     """
-    from PIL import ImageOps
-
-    images = [fit_square(load_image(folder / row.file), base.pixels) for row in rows]
-    variants = [images, [ImageOps.mirror(image) for image in images]] if flip else [images]
-    latents = [cache.latents(variant) for variant in variants]
+    augmentation = augmentation or Augmentation()
+    shown = [
+        pair
+        for row in rows
+        for pair in _shown(row, load_image(folder / row.file), base.pixels, augmentation)
+    ]
+    images = [image for image, _ in shown]
+    captions = tuple(caption for _, caption in shown)
+    mirrored = [[ImageOps.mirror(image) for image in images]] if augmentation.flip else []
+    latents = [cache.latents(variant) for variant in (images, *mirrored)]
     return TrainingSet(
         torch.stack([mean for mean, _ in latents]),
         torch.stack([std for _, std in latents]),
-        cache.texts([row.caption for row in rows]),
+        captions,
+        cache.texts(captions),
     )
+
+
+def _shown(
+    row: ManifestRow, image: Image.Image, pixels: int, augmentation: Augmentation
+) -> Iterator[tuple[Image.Image, str]]:
+    """A row's images with their captions, each as often as its share asks for.
+
+    Rows that are not restyled are repeated as often as a restyled row is shown in all.
+    """
+    whole = fit_square(image, pixels)
+    if not augmentation.restyle:
+        yield whole, row.caption
+        return
+    share, copies = augmentation.restyle, augmentation.copies
+    repeats = max(1, round(copies * (1 - share) / share))
+    if row.kind != "content":
+        repeats += copies
+    for _ in range(repeats):
+        yield whole, row.caption
+    if row.kind == "content":
+        for number in range(copies):
+            seed = derive_seed(augmentation.seed, "restyle", row.file, number)
+            copy, words = restyle(image, seed)
+            yield fit_square(copy, pixels), content_caption(row.class_word, words)
 
 
 @dataclass(frozen=True)

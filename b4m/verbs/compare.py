@@ -18,7 +18,7 @@ from typing import Any
 from b4m.errors import B4MError
 from b4m.io import write_whole
 from b4m.methods import merge_rule, training
-from b4m.plan import Comparison, Plan, plan
+from b4m.plan import KINDS, Comparison, Plan, plan
 from b4m.settings import DEFAULT_BASE, DEFAULT_EVALUATOR, Overrides, parse_pairs, shared
 from b4m.verbs.evaluate import evaluate
 from b4m.verbs.merge import merge
@@ -146,7 +146,7 @@ def job_settings(
     merges = dict.fromkeys(job.method for job in jobs.merges)
     combined = dict.fromkeys(job.combine for job in jobs.samples)
     return JobSettings(
-        shared({way: training(way).settings for way in ways}, train_with),
+        shared({way: training(way).settings for way in ways}, train_with, kinds=KINDS),
         shared({name: merge_rule(name).settings for name in merges}, merge_with),
         shared({name: settings_of(name) for name in combined}, sample_with),
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from b4m.errors import B4MError
 from b4m.methods import training
-from b4m.settings import DEFAULT_BASE, resolve
+from b4m.settings import DEFAULT_BASE, TrainSettings, resolve
 from b4m.verbs.workspace import Values, load, work_folder
 
 
@@ -45,7 +45,8 @@ def train(
         raise B4MError(f"unknown kind {kind!r}; choose content, style or joint")
     if (kind == "joint") != (method == "joint"):
         raise B4MError(f"kind {kind} does not go with method {method}; joint goes with joint")
-    resolve(way.settings, overrides, method=method)  # a wrong one is told before the base is loaded
+    # a wrong setting is told before the base is loaded
+    _check(kind, resolve(way.settings, overrides, method=method, kind=kind))
     from b4m.data.manifest import read_manifest
     from b4m.files import read_adapter, write_adapter
     from b4m.io import copy_whole
@@ -55,7 +56,7 @@ def train(
 
     rows = way.rows(read_manifest(folder), kind, concept)
     model = load(base, overrides)
-    chosen = resolve(way.settings, overrides, model.recipe.get("train"), method)
+    chosen = resolve(way.settings, overrides, model.recipe.get("train"), method, kind)
     recorded = {"settings": chosen.model_dump(), "base": base, "concept": concept}
     name = f"{method}/{concept}/s{chosen.seed}"
     with open_tracker(name, kind, method, recorded) as tracker:
@@ -71,3 +72,8 @@ def train(
             write_adapter(Path(out), read_adapter(finished), dtype=dtype)
         tracker.files([Path(out)], "adapter")
     return Path(out)
+
+
+def _check(kind: str, settings: TrainSettings) -> None:
+    if kind == "style" and settings.restyle:
+        raise B4MError("restyle is for contents: a style is what restyled copies would take away")

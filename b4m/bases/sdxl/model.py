@@ -86,20 +86,32 @@ class SDXLBase(Base):
         """to_q, to_k, to_v, to_out.0 of attn1 and attn2, in the UNet's order; 560 in SDXL."""
         return attention_linears(self.unet)
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode as SDXL's pipeline does; "" is encoded as a text (see `unconditional`)."""
-        pipe = self.pipeline()
+        self.to_device()
         parts = []
         for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
-            hidden_BTD, _, pooled_BP, _ = pipe.encode_prompt(
-                prompt=list(prompts[start : start + _PROMPTS_AT_ONCE]),
-                device=self.device,
-                do_classifier_free_guidance=False,
-            )
-            parts.append(Conditioning({"hidden": hidden_BTD, "pooled": pooled_BP}))
+            texts = list(prompts[start : start + _PROMPTS_AT_ONCE])
+            outputs = [
+                encoder(self._tokens(tokenizer, texts), output_hidden_states=True)
+                for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True)
+            ]
+            hidden_BTD = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+            parts.append(Conditioning({"hidden": hidden_BTD, "pooled": outputs[-1].text_embeds}))
         return Conditioning.cat(parts)
 
+    def _tokens(self, tokenizer: Any, texts: list[str]) -> Tensor:
+        tokens = tokenizer(
+            texts,
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        ids_BT: Tensor = tokens.input_ids.to(self.device)
+        return ids_BT
+
+    @torch.no_grad()
     def unconditional(self, count: int) -> Conditioning:
         """What stands for "no prompt" in guidance, several times: zeros or the empty text."""
         empty = self.encode_prompts([""])
