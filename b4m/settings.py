@@ -90,14 +90,19 @@ class MergeSettings(Weights):
     rank: int = Field(0, ge=0, description="truncate the result to this rank; 0 keeps all")
 
 
-class MaskSettings(MergeSettings, Execution):
+class BankSettings(MergeSettings, Execution):
+    """What a merge reads that looks at the inputs of the layers."""
+
+    bank: int = Field(32, ge=1, description="(latent, t, noise) entries kept per concept")
+    seed: int = Field(0, ge=0, description="seed of the bank and its order")
+
+
+class MaskSettings(BankSettings):
     """How masks over two frozen adapters are learned."""
 
     steps: int = Field(100, ge=0, description="optimizer steps; 0 keeps the start")
     lr: float = Field(0.01, gt=0, description="learning rate of the masks")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
-    bank: int = Field(32, ge=1, description="(latent, t, noise) entries kept per concept")
-    seed: int = Field(0, ge=0, description="seed of the bank and its order")
 
 
 class SampleSettings(Settings):

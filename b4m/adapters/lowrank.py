@@ -123,7 +123,7 @@ class LowRank:
         Rank index i then stands for the i-th singular direction, so masks on ranks cut dW by
         energy (Eckart-Young); on the factors as trained they do not. R <= min(R, O, I).
         """
-        left_OK, sigma_K, right_IK = self._svd()
+        left_OK, sigma_K, right_IK = self.svd()
         root_K = sigma_K.sqrt()
         dtype = self.up.dtype
         return LowRank((left_OK * root_K).to(dtype), (right_IK * root_K).T.to(dtype))
@@ -141,7 +141,7 @@ class LowRank:
             raise B4MError(f"cannot truncate to rank {rank}; the smallest rank is 1")
         if rank >= self.rank:
             return self, 0.0
-        left_OK, sigma_K, right_IK = self._svd()
+        left_OK, sigma_K, right_IK = self.svd()
         energy_K = sigma_K.double().square()
         total = float(energy_K.sum())
         lost = float(energy_K[rank:].sum()) / total if total > 0 else 0.0
@@ -162,7 +162,7 @@ class LowRank:
         largest) are left out, so that projecting Q out of another pair never removes what dW does
         not read. A plain QR of down^T invents directions where rows of down are dependent.
         """
-        _, sigma_K, right_IK = self._svd()
+        _, sigma_K, right_IK = self.svd()
         if sigma_K.numel() == 0:
             return right_IK
         return right_IK[:, sigma_K > 10 * torch.finfo(sigma_K.dtype).eps * sigma_K[0]]
@@ -194,7 +194,7 @@ class LowRank:
         """The O x I matrix dW itself: for tests and small layers only."""
         return self.up @ self.down
 
-    def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """U (O x K), s (K), V (I x K) with dW = U diag(s) V^T, K = min(R, O, I).
 
         dW = (Q_u R_u)(Q_d R_d)^T = Q_u (R_u R_d^T) Q_d^T, and the core is at most R x R.

@@ -24,7 +24,7 @@ from b4m.merging.context import MergeContext, require_same_base
 from b4m.merging.layerwise import Layers, Pairs, describe, paired, truncated
 from b4m.merging.masks import MaskedSum, apply_mask
 from b4m.merging.teacher_bank import Bank, build_bank, read_concept_images
-from b4m.settings import MaskSettings
+from b4m.settings import BankSettings, MaskSettings
 from b4m.train.key import key
 from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
 from b4m.train.run import checkpointed, tensors_hash
@@ -163,22 +163,42 @@ def learn_masks(
     Raises:
         B4MError: for adapters of two bases, or without the base or the concepts' data.
     """
-    settings, base = context.settings, context.base
-    require_same_base(content, style, base)
+    settings = context.settings
     content = content.scale(settings.content_weight)
     style = style.scale(settings.style_weight)
+    with opened(content, style, context, axis=axis, rotate=rotate) as (merge, bank):
+        start(merge, bank)
+        if settings.steps:
+            learn(merge, bank, loss(merge, bank), context, method)
+        merged = Adapter(
+            merge.layers(),
+            describe(method, content, style, settings),
+            (content + style).text_layers,
+        )
+    return truncated(merged, dict.fromkeys([*merged.layers, *merged.text_layers], settings.rank))
+
+
+@contextmanager
+def opened(
+    content: Adapter,
+    style: Adapter,
+    context: "MergeContext[BankSettings]",
+    *,
+    axis: str,
+    rotate: Callable[[Pairs], Pairs] = lambda pairs: pairs,
+) -> "Iterator[tuple[MaskedMerge, Bank]]":
+    """Both adapters on the base under masks of one, and a bank of both concepts' images.
+
+    Raises:
+        B4MError: for adapters of two bases, or without the base or the concepts' data.
+    """
+    settings, base = context.settings, context.base
+    require_same_base(content, style, base)
     images = read_concept_images(base, context.folder, content, style, context.workdir)
     bank = build_bank(base, *images, settings.bank, settings.seed)
     merge = MaskedMerge(base, rotate(paired(content.layers, style.layers)), axis)
     try:
-        start(merge, bank)
-        if settings.steps:
-            learn(merge, bank, loss(merge, bank), context, method)
-        text_pairs = paired(content.text_layers, style.text_layers)
-        text_layers = {name: first + second for name, (first, second) in text_pairs.items()}
-        metadata = describe(method, content, style, settings)
-        merged = Adapter(merge.layers(), metadata, text_layers)
-        return truncated(merged, dict.fromkeys([*merged.layers, *text_layers], settings.rank))
+        yield merge, bank
     finally:
         merge.close()
 

@@ -51,22 +51,32 @@ class _Record:
         return least_squares.Moments(means["content"], means["style"])
 
 
+def recorded_moments(merge: MaskedMerge, bank: Bank) -> dict[str, least_squares.Moments]:
+    """Second moments of D x of every layer under each teacher; masks on ranks or rows."""
+    return {name: record.moments() for name, record in _teachers(merge, bank, len(bank)).items()}
+
+
 def start_by_least_squares(merge: MaskedMerge, bank: Bank, damping: float = DAMPING) -> None:
     """Set all masks to the least-squares solution of their layer, see `b4m.merging.least_squares`.
 
     The inputs are those that the layers see in the teachers' forwards for the first few entries.
     """
-    entries = min(len(bank), ENTRIES)
-    with _recording(merge) as records:
-        for kind, side in (("content", bank.content), ("style", bank.style)):
-            merge.teacher_prediction(
-                kind, side.noisy_KCHW[:entries], bank.t_K[:entries], side.prompts
-            )
+    records = _teachers(merge, bank, min(len(bank), ENTRIES))
     solve = _solve_columns if merge.axis == "columns" else _solve_exactly
     with torch.no_grad():
         for name, (content, style) in solve(merge, records, damping).items():
             merge.masks[name].m_content.copy_(content)
             merge.masks[name].m_style.copy_(style)
+
+
+def _teachers(merge: MaskedMerge, bank: Bank, entries: int) -> dict[str, _Record]:
+    """What every layer sees in the teachers' forwards for the first entries."""
+    with _recording(merge) as records:
+        for kind, half in (("content", bank.content), ("style", bank.style)):
+            merge.teacher_prediction(
+                kind, half.noisy_KCHW[:entries], bank.t_K[:entries], half.prompts
+            )
+    return records
 
 
 def _solve_exactly(

@@ -103,6 +103,8 @@ METHODS: Mapping[str, Method] = {
     "joint": Method("Joint training", "one adapter for both", training="joint", result="adapter"),
     "direct": Method("Direct merge", "both adapters added"),
     "svd": Method("SVD merge", "their sum at a lower rank"),
+    "ssr": Method("SSR-Merge", "ranks routed by least squares", learned=True),
+    "tsv": Method("TSV-M", "singular directions turned apart"),
     "ties": Method("TIES", "small and conflicting entries dropped"),
     "dare": Method("DARE", "entries dropped at random"),
 }

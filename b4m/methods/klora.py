@@ -5,17 +5,24 @@ With T_K(X) the sum of the K largest |entries| of an O x I matrix X, K = r_c r_s
     content is taken where   T_K(C) / gamma > T_K(S) (alpha i / n + beta),     style elsewhere
     gamma = sum_layers sum |C| / sum_layers sum |S|
 
-so content draws the early steps and style the late ones. It depends on the step, hence there is no
-file: it is a sampler. The two sums are computed once per layer, exactly, from blocks of rows, so
-that no whole dW exists; the released code multiplies dW out and sorts it in every forward.
+so content draws the early steps and style the late ones. Pattern "s*" is (alpha i / n + beta) mod
+alpha: with the released scripts' alpha 1.5 and beta 1.275, style leads the first 15 % of the steps,
+then content, then style again; both released inference scripts take it by default. It depends on
+the step, hence there is no file: it is a sampler. The two sums are computed once per layer,
+exactly, from blocks of rows, so that no whole dW exists; the released code (HVision-NKU/K-LoRA
+893d0f9) multiplies dW out and sorts it in every forward.
 
-Deviations of the released code: K is 64 whatever the ranks; time counts calls of linears out of
-28,000, which fits 50 steps of SDXL only; gamma is the mean over layers of the layers' ratios, which
-one layer with a near-zero style makes arbitrarily large. The paper's formulas are kept.
+score "energy" is EST-LoRA's (arXiv 2508.02165): ||X||_F^2, from Gram matrices, stands for T_K and
+for the sums of gamma.
+
+Deviations of the released code: time counts calls of linears out of 28,000, which fits 50 steps of
+SDXL only; gamma is the mean over layers of the layers' ratios, without those of three times the
+mean and more, which one layer with a near-zero style still moves. The paper's formulas are kept.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -39,6 +46,10 @@ class Settings(SampleSettings):
 
     alpha: float = Field(1.5, ge=0, description="how strongly style grows with time")
     beta: float = Field(0.5, ge=0, description="where content and style balance")
+    pattern: Literal["s", "s*"] = Field("s", description="course of style's factor over the steps")
+    score: Literal["topk", "energy"] = Field(
+        "topk", description="size of a layer: its largest entries, or EST-LoRA's energy"
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ def sampler(
     """
     require_same_base(content, style, base)
     pairs = paired(content.layers, style.layers)
-    weights = {name: weigh(*both) for name, both in pairs.items()}
+    weights = {name: weigh(*both, settings.score) for name, both in pairs.items()}
     gamma = balance(list(weights.values()))
     choices: dict[str, SelectedDelta] = {}
     for name, both in pairs.items():
@@ -92,11 +103,13 @@ def sampler(
 
     def choose(index: int, adapted: AdaptedModel) -> None:
         time = settings.alpha * index / settings.steps + settings.beta
+        if settings.pattern == "s*":
+            time %= settings.alpha
         for name, choice in choices.items():
             choice.chosen = prefer(*weights[name], gamma, time)
 
-    both = (content + style).scale(settings.scale)
-    return Attachment(choices, both), choose
+    text = (content + style).scale(settings.scale)
+    return Attachment(choices, text), choose
 
 
 def prefer(content: EntrySums, style: EntrySums, gamma: float, time: float) -> str:
@@ -111,8 +124,11 @@ def balance(weights: list[tuple[EntrySums, EntrySums]]) -> float:
     return of_content / of_style if of_content > 0 and of_style > 0 else 1.0
 
 
-def weigh(content: LowRank, style: LowRank) -> tuple[EntrySums, EntrySums]:
-    """Sizes of content's and style's dW, with K = r_c r_s."""
+def weigh(content: LowRank, style: LowRank, score: str = "topk") -> tuple[EntrySums, EntrySums]:
+    """Sizes of content's and style's dW, with K = r_c r_s, or their energies."""
+    if score == "energy":
+        sums = [EntrySums(pair.inner(pair), pair.inner(pair)) for pair in (content, style)]
+        return sums[0], sums[1]
     k = max(1, content.rank * style.rank)
     return weight_of(content, k), weight_of(style, k)
 

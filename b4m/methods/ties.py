@@ -1,22 +1,23 @@
-"""TIES merge of the factors (arXiv 2306.01708), as PEFT's add_weighted_adapter("ties") does it.
+"""TIES merge (arXiv 2306.01708): trim, elect a sign, average those who agree.
 
-For each factor F in {down, up}, with the signed root of the weight on one factor so that the
-product carries the weight:
+    trim    E_i  keeps its `density` share of largest entries, the others become zero
+    elect   s = sign(sum_i E_i), entry by entry (zero counts as +)
+    merge   E = sum_i w_i E_i [sign E_i = s] / #{i: sign E_i = s}
 
-    trim    F_i  keeps its `density` share of largest entries, the others become zero
-    elect   s = sign(sum_i F_i), entry by entry (zero counts as +)
-    merge   F = sum_i w_i F_i [sign F_i = s] / #{i: sign F_i = s}
+space "core": E_i are the adapters in their common core space (`b4m.merging.core_space`), as
+KnOTS-TIES and Core Space do it; the result depends on both dW alone.
 
-Deviation from the paper, shared with PEFT: the paper trims and elects on the task vector dW, here
-it happens on the two factors, so the result depends on how the factors share their scale and
-order, and cross terms U_c D_s appear (huggingface/peft#3004).
-
+space "factors": E_i are down and up, one after the other, with the signed root of the weight on
+each so that the product carries the weight: PEFT's add_weighted_adapter("ties"). It depends on how
+the factors share their scale and order, and cross terms U_c D_s appear (huggingface/peft#3004).
 Deviations from PEFT: unequal ranks are met by padding with zeros and a layer that one side lacks
 counts as zero, where PEFT refuses. Alpha is folded into the factors when a file is read, so for
 alpha != rank the election here sees the scaled factors, PEFT's sees the raw ones. PEFT's results
 for sources with rsLoRA are too large by sqrt(rank) (#3761), and those with a rank_pattern cannot
 be reloaded (#3737).
 """
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.merging.context import MergeContext
+from b4m.merging.core_space import core_of
 from b4m.merging.layerwise import merge_layers, padded
 from b4m.methods import Merge
 from b4m.settings import MergeSettings
@@ -35,13 +37,19 @@ class Settings(MergeSettings):
     """What TIES reads."""
 
     density: float = Field(0.5, gt=0, le=1, description="share of entries that is kept")
+    space: Literal["core", "factors"] = Field("core", description="where entries are compared")
 
 
 def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:
-    """Trim, elect and merge both factors of every layer; rank max(r_c, r_s)."""
+    """Trim, elect and merge every layer; rank at most r_c + r_s, of factors max(r_c, r_s)."""
     settings = context.settings
 
-    def elected(content: LowRank, style: LowRank) -> LowRank:
+    def elected_core(content: LowRank, style: LowRank) -> LowRank:
+        core, weights = core_of(content, style), [settings.content_weight, settings.style_weight]
+        merged_KL = ties([core.content_KL, core.style_KL], weights, settings.density)
+        return core.pair(merged_KL, content.up.dtype)
+
+    def elected_factors(content: LowRank, style: LowRank) -> LowRank:
         content, style = padded(content, style)
         weights = (settings.content_weight, settings.style_weight)
         signed = [abs(w) ** 0.5 * (1.0 if w >= 0 else -1.0) for w in weights]
@@ -50,7 +58,8 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> 
         up_OR = ties([content.up, style.up], roots, settings.density)
         return LowRank(up_OR, down_RI)
 
-    return merge_layers("ties", content, style, settings, elected)
+    rule = elected_core if settings.space == "core" else elected_factors
+    return merge_layers("ties", content, style, settings, rule)
 
 
 def trim(factor: Tensor, density: float) -> Tensor:
