@@ -14,9 +14,9 @@ to the direct merge on inputs whose second moments are P. a = 0 is the paper, a 
 Why an anchor. Where both adapters see the same inputs, K_c = K_s, the paper's router is I / 2, the
 average, which is weaker than the sum in both; a content and a style prompt share most of what they
 see. And the paper's ridge lambda I depends on the factorisation of the adapters: (U G^-1, G D)
-gives another merge. With P = D D^T, white inputs, both ends are met: the router is regular wherever D has
-full rank, and the merge depends on both dW alone. `anchor` is in units of output energy: a = anchor
-* tr(U (K_c + K_s) U^T) / tr(U P U^T), which does not depend on the factorisation either.
+gives another merge. With P = D D^T, white inputs, both ends are met: the router is regular wherever
+D has full rank, and the merge depends on both dW alone. `anchor` is in units of output energy,
+a = anchor tr(U (K_c + K_s) U^T) / tr(U P U^T), which does not depend on the factorisation either.
 
 The paper records one step of pure noise and no images; here the bank's noisy latents of both
 concepts' training images are used, as for the learned merges.
