@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from b4m.bases.sdxl import Base, load_base
+from b4m.bases import load_base
+from b4m.bases.base import Base
 from b4m.data.prepare import prepare
 from tests.data.worlds import write_user_folder
 
@@ -17,15 +18,11 @@ def repo_root() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder with SDXL's topology and random weights: 32 px pictures, 8x8x4 latents."""
+    """A diffusers folder with SDXL's topology and random weights: 32 px images, 4x8x8 latents."""
     import b4m  # noqa: F401  (installs the torchvision guard)
-    from b4m.mini import sdxl, tokenizer
+    from b4m.testing import write_tiny_base
 
-    captions = ["a snq cat animal in w@z style", "an octopus in flat style", "a red car"]
-    folder = tmp_path_factory.mktemp("base") / "tiny-sdxl"
-    learned = tokenizer.learn(captions, vocabulary=600, max_tokens=32)
-    sdxl.build_pipeline(sdxl.TINY, learned).save_pretrained(folder)
-    return folder
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny-sdxl")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ FLOORS = ("b4m", "components", "pipelines")
 ONLY_IN = {
     "mlflow": ("b4m/tracking.py",),
     "open_clip": ("b4m/evaluate/", "b4m/mini/"),
-    "diffusers": ("b4m/bases/", "b4m/mini/"),
+    "diffusers": ("b4m/bases/", "b4m/mini/", "b4m/testing.py"),
     "accelerate": ("b4m/train/",),
     "dvc": (),
 }

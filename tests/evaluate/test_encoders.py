@@ -69,9 +69,9 @@ def test_a_tokenizer_that_pads_with_its_end_token_refuses_the_same_texts(
     import torch
     from safetensors.torch import save_file
 
-    from b4m.mini import tokenizer
+    from b4m.testing import learn_tokenizer
 
-    words = tokenizer.learn(["a fish in flat style"], vocabulary=520, max_tokens=12)
+    words = learn_tokenizer(["a fish in flat style"], vocabulary=520, max_tokens=12)
     text = {**CONFIG["model_cfg"]["text_cfg"], "context_length": 12, "vocab_size": len(words)}
     model = {**CONFIG["model_cfg"], "text_cfg": {**text, "hf_tokenizer_name": "own"}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
@@ -79,7 +79,7 @@ def test_a_tokenizer_that_pads_with_its_end_token_refuses_the_same_texts(
     weights = open_clip.model.CLIP(**model).state_dict()
     weights = {key: value.contiguous() for key, value in weights.items()}
     save_file(weights, tmp_path / "open_clip_model.safetensors")
-    tokenizer.save(words, tmp_path)
+    words.save_pretrained(tmp_path)
     encoder = open_encoder(str(tmp_path), "cpu")
     assert isinstance(encoder, TextEncoder)
     assert words.pad_token == words.eos_token

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from b4m.errors import B4MError
-from b4m.train import checkpoint, loop
+from b4m.train import key as keys
+from b4m.train import loop
 from b4m.train.checkpoint import checkpoint_path, read_checkpoint
+from b4m.train.key import key
 from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
 from b4m.train.schedule import rate_factor
 
@@ -294,7 +296,7 @@ def test_a_gradient_that_overflows_with_the_scaled_loss_is_left_to_the_scaler(
 
 
 def test_a_checkpoint_of_other_code_is_not_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = LoopConfig(steps=5, checkpoint_every=2)
 
@@ -305,14 +307,16 @@ def test_a_checkpoint_of_other_code_is_not_resumed(
 
     model = Line()
     with pytest.raises(Killed):
-        fit(deadly, model, [group(model)], 5, config, workdir=tmp_path, fingerprint="a")
-    monkeypatch.setattr(checkpoint, "code_hash", lambda: "of the next version")
+        fit(
+            deadly, model, [group(model)], 5, config, workdir=tmp_path, fingerprint=key("lora", 1)
+        )  # fmt: skip
+    assert checkpoint_path(tmp_path, key("lora", 1)).is_file()
+    monkeypatch.setattr(keys, "_code", lambda: "of the next version")
     other = Line()
     one = group(other)
-    fit(step, other, [one], 5, config, workdir=tmp_path, fingerprint="a")
+    fit(step, other, [one], 5, config, workdir=tmp_path, fingerprint=key("lora", 1))
     assert isinstance(one.optimizer, Counted)
     assert one.optimizer.steps == 5
-    assert "training starts anew" in caplog.text
 
 
 def test_the_result_is_the_average_of_the_steps_where_one_is_asked_for(tmp_path: Path) -> None:
