@@ -135,13 +135,13 @@ def resolve(
     Raises:
         B4MError: in one sentence, for a name that the method does not have or a value out of range.
     """
-    given = _own(overrides, method, kind)
-    unknown = [name for name in given if name not in model.model_fields]
+    explicit = _own(overrides, method, kind)
+    unknown = [name for name in explicit if name not in model.model_fields]
     if unknown:
         raise B4MError(_unknown(unknown[0], model.model_fields, method))
     suited = {k: v for k, v in _own(recipe or {}, method, kind).items() if k in model.model_fields}
     try:
-        return model(**{**suited, **given})
+        return model(**{**suited, **explicit})
     except ValidationError as error:
         raise B4MError(_sentence(error)) from None
 

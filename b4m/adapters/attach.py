@@ -79,9 +79,9 @@ class AdaptedModel(nn.Module):
         return self.model
 
     def _set(self, name: str) -> nn.ModuleDict:
-        chosen = self.sets[name]
-        assert isinstance(chosen, nn.ModuleDict)
-        return chosen
+        active_set = self.sets[name]
+        assert isinstance(active_set, nn.ModuleDict)
+        return active_set
 
     def _hook(self, layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         key = _key(layer)
@@ -99,11 +99,11 @@ class AdaptedModel(nn.Module):
 
 def _check_shape(layer: str, linear: nn.Linear, delta: nn.Module) -> None:
     shape = (getattr(delta, "out_features", None), getattr(delta, "in_features", None))
-    wanted = (linear.out_features, linear.in_features)
-    if shape != (None, None) and shape != wanted:
+    expected = (linear.out_features, linear.in_features)
+    if shape != (None, None) and shape != expected:
         raise B4MError(
-            f"{layer} is {wanted[0]} x {wanted[1]} in this base and {shape[0]} x {shape[1]} in the "
-            "adapter; is the adapter made for another base?"
+            f"{layer} is {expected[0]} x {expected[1]} in this base and {shape[0]} x {shape[1]} in "
+            "the adapter; is the adapter made for another base?"
         )
 
 

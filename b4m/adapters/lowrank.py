@@ -41,7 +41,7 @@ class LowRank:
         up, down = self.up, self.down
         if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
             raise B4MError(
-                f"up {tuple(up.shape)} and down {tuple(down.shape)} are no low-rank pair; "
+                f"up {tuple(up.shape)} and down {tuple(down.shape)} are not a low-rank pair; "
                 "up is out x rank and down is rank x in"
             )
         if up.dtype != down.dtype:
@@ -67,6 +67,16 @@ class LowRank:
     def in_features(self) -> int:
         """I, columns of dW."""
         return self.down.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        return self.out_features, self.in_features
+
+    @property
+    def size(self) -> str:
+        """The shape in words, "O x I"."""
+        return f"{self.out_features} x {self.in_features}"
 
     def scale(self, weight: float | Tensor) -> LowRank:
         """The multiple weight * dW; the weight goes into `up`, as alpha does."""
@@ -206,12 +216,10 @@ class LowRank:
         return left_OK @ core_U, sigma, right_IK @ core_Vh.T
 
     def _same_shape(self, other: LowRank) -> None:
-        mine = (self.out_features, self.in_features)
-        theirs = (other.out_features, other.in_features)
-        if mine != theirs:
+        if self.shape != other.shape:
             raise B4MError(
-                f"a layer of {mine[0]} x {mine[1]} and one of {theirs[0]} x {theirs[1]} cannot be "
-                "combined; are the two adapters made for the same base?"
+                f"layers of {self.size} and {other.size} cannot be combined; "
+                "are the two adapters made for the same base?"
             )
 
     @staticmethod

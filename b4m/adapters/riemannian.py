@@ -179,12 +179,12 @@ def _gram(wide: Tensor) -> Tensor:
 
 
 def _checked(pairs: Iterable[FactorPair], damping: float) -> list[FactorPair]:
-    found = list(pairs)
-    if not found:
+    collected = list(pairs)
+    if not collected:
         raise B4MError("no low-rank pairs to optimize; the preconditioner needs at least one")
     if damping < 0:
         raise B4MError(f"damping={damping} is negative; the preconditioner needs damping >= 0")
-    return found
+    return collected
 
 
 def _groups(pairs: Sequence[FactorPair], lr: float, lr_up: float | None) -> list[dict[str, Any]]:

@@ -98,7 +98,7 @@ def _fingerprint(modules: Sequence[nn.Module]) -> str:
     for module in modules:
         for name, value in module.state_dict().items():
             flat = value.detach().flatten()
-            chosen = flat[:: max(1, flat.numel() // _SAMPLED)].cpu()
+            sampled = flat[:: max(1, flat.numel() // _SAMPLED)].cpu()
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(chosen.double().numpy().tobytes())
+            digest.update(sampled.double().numpy().tobytes())
     return digest.hexdigest()

@@ -20,11 +20,11 @@ def load_image(path: Path) -> Image.Image:
             opened.load()
             image = ImageOps.exif_transpose(opened)
     except FileNotFoundError:
-        raise B4MError(f"picture {path} does not exist") from None
+        raise B4MError(f"image {path} does not exist") from None
     except UnidentifiedImageError:
-        raise B4MError(f"{path} is no picture that can be read; give PNG, JPEG or WebP") from None
+        raise B4MError(f"{path} is not an image that can be read; give PNG, JPEG or WebP") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise B4MError(f"picture {path} is damaged ({error}); replace it") from error
+        raise B4MError(f"image {path} is damaged ({error}); replace it") from error
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

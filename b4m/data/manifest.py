@@ -84,12 +84,12 @@ def training_rows(rows: Sequence[ManifestRow], kind: str, concept: str) -> list[
     Raises:
         B4MError: if there is no such concept, naming those there are.
     """
-    chosen = [row for row in rows if (row.kind, row.role, row.concept) == (kind, "train", concept)]
-    if not chosen:
+    selected = [row for row in rows if (row.kind, row.role, row.concept) == (kind, "train", concept)]
+    if not selected:
         names = sorted({r.concept for r in rows if r.kind == kind and r.role == "train"})
         known = ", ".join(names) or "none"
         raise B4MError(f"the data has no {kind} {concept!r} to train on; it has: {known}")
-    return chosen
+    return selected
 
 
 def partner_rows(rows: Sequence[ManifestRow], kind: str) -> list[ManifestRow]:

@@ -19,10 +19,10 @@ from b4m.errors import B4MError
 _HOLD_OUT_FROM = 4  # with so many pictures of a content one can be spared to compare with
 _CAMERA_NAME = re.compile(r"(?i)^(img|dsc|dscn|pxl|image|photo|picture|screenshot|untitled)\b")
 
-Chosen = list[tuple[Path, ManifestRow]]
+Selection = list[tuple[Path, ManifestRow]]
 
 
-def choose(source: Path, request: Request) -> Chosen:
+def choose(source: Path, request: Request) -> Selection:
     """The pictures that the request needs, with their manifest lines (without file names).
 
     Raises:
@@ -35,19 +35,19 @@ def choose(source: Path, request: Request) -> Chosen:
             f"{source} has neither content/<name>/ nor style/<name>/ with pictures in it; "
             "put at least one picture there"
         )
-    wanted = {
-        "content": _wanted(source, "content", request.contents, names["content"]),
-        "style": _wanted(source, "style", request.styles, names["style"]),
+    selected = {
+        "content": _selected(source, "content", request.contents, names["content"]),
+        "style": _selected(source, "style", request.styles, names["style"]),
     }
     licence = _licence(source)
-    chosen: Chosen = []
-    for kind, concepts in wanted.items():
+    rows: Selection = []
+    for kind, concepts in selected.items():
         for concept in concepts:
-            chosen += _concept(source, kind, concept, request, licence)
+            rows += _concept(source, kind, concept, request, licence)
     for kind, other in (("content", "style"), ("style", "content")):
-        if wanted[kind]:
-            chosen += _partners(source, other, names[other], wanted[other], request, licence)
-    return chosen
+        if selected[kind]:
+            rows += _partners(source, other, names[other], selected[other], request, licence)
+    return rows
 
 
 def _concepts(source: Path, kind: str) -> list[str]:
@@ -57,15 +57,15 @@ def _concepts(source: Path, kind: str) -> list[str]:
     return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
-def _wanted(source: Path, kind: str, asked: tuple[str, ...], there: list[str]) -> list[str]:
-    unknown = [name for name in asked if name not in there]
+def _selected(source: Path, kind: str, names: tuple[str, ...], available: list[str]) -> list[str]:
+    unknown = [name for name in names if name not in available]
     if unknown:
-        known = ", ".join(there) or "nothing"
+        known = ", ".join(available) or "nothing"
         raise B4MError(f"{source / kind} has no folder {unknown[0]!r}; it has: {known}")
-    return list(asked) or there
+    return list(names) or available
 
 
-def _concept(source: Path, kind: str, concept: str, request: Request, licence: str) -> Chosen:
+def _concept(source: Path, kind: str, concept: str, request: Request, licence: str) -> Selection:
     """All pictures of a concept as train or reference."""
     files = _pictures(source / kind / concept)
     if kind == "content":
@@ -89,26 +89,26 @@ def _concept(source: Path, kind: str, concept: str, request: Request, licence: s
 def _partners(
     source: Path,
     kind: str,
-    there: list[str],
-    wanted: list[str],
+    available: list[str],
+    selected: list[str],
     request: Request,
     licence: str,
-) -> Chosen:
-    """One picture of each concept of this kind: those that nobody trains on come first."""
-    concepts = [name for name in there if name not in wanted] + wanted
-    chosen: Chosen = []
+) -> Selection:
+    """One image of each concept of this kind: those that nobody trains on come first."""
+    concepts = [name for name in available if name not in selected] + selected
+    rows: Selection = []
     for concept in concepts[: request.partners]:
         files = _pictures(source / kind / concept)
         file = Random(f"{request.seed} partner {concept}").choice(files)
-        chosen.append((file, _row(source, file, kind, concept, "partner", licence)))
-    return chosen
+        rows.append((file, _row(source, file, kind, concept, "partner", licence)))
+    return rows
 
 
 def _pictures(folder: Path) -> list[Path]:
     files = images_in(folder)
     if not files:
         kinds = ", ".join(suffix.lstrip(".") for suffix in SUFFIXES)
-        raise B4MError(f"{folder} holds no picture; put at least one in it ({kinds})")
+        raise B4MError(f"{folder} holds no image; put at least one in it ({kinds})")
     return files
 
 

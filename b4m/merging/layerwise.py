@@ -69,20 +69,19 @@ def paired(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -> Pair
     Raises:
         B4MError: if the shapes of a layer disagree.
     """
-    found: Pairs = {}
+    result: Pairs = {}
     for name in sorted({*content, *style}):
         present = content[name] if name in content else style[name]
         zero = LowRank.zero(present.out_features, present.in_features, present.up)
         both = content.get(name, zero), style.get(name, zero)
-        mine, theirs = ((pair.out_features, pair.in_features) for pair in both)
-        if mine != theirs:
+        if both[0].shape != both[1].shape:
             raise B4MError(
-                f"{name} is {mine[0]} x {mine[1]} in the content adapter and {theirs[0]} x "
-                f"{theirs[1]} in the style adapter; the two are made for different bases"
+                f"{name} is {both[0].size} in the content adapter and {both[1].size} in the style "
+                "adapter; the two are made for different bases"
             )
         dtype = torch.promote_types(both[0].up.dtype, both[1].up.dtype)
-        found[name] = both[0].to(dtype=dtype), both[1].to(dtype=dtype)
-    return found
+        result[name] = both[0].to(dtype=dtype), both[1].to(dtype=dtype)
+    return result
 
 
 def padded(content: LowRank, style: LowRank) -> tuple[LowRank, LowRank]:

@@ -126,8 +126,8 @@ def training(name: str) -> Training:
     Raises:
         B4MError: for an unknown name.
     """
-    found: Training = _module(_known(name, TRAININGS, "way of training")).TRAINING
-    return found
+    loaded: Training = _module(_known(name, TRAININGS, "way of training")).TRAINING
+    return loaded
 
 
 def merge_rule(name: str) -> Merge:
@@ -147,8 +147,8 @@ def merge_rule(name: str) -> Merge:
             f"{name} trains one adapter on both concepts, so there is nothing to merge: use "
             f"`b4m train --kind {name} --method {row.training}`"
         )
-    found: Merge = _module(name).MERGE
-    return found
+    loaded: Merge = _module(name).MERGE
+    return loaded
 
 
 def sampler(name: str) -> Sampler:
@@ -158,8 +158,8 @@ def sampler(name: str) -> Sampler:
         B4MError: for a name of none.
     """
     samplers = [key for key, row in METHODS.items() if row.result == "images"]
-    found: Sampler = _module(_known(name, samplers, "way to combine adapters")).SAMPLER
-    return found
+    loaded: Sampler = _module(_known(name, samplers, "way to combine adapters")).SAMPLER
+    return loaded
 
 
 def names(result: str) -> list[str]:

@@ -71,12 +71,12 @@ class SelectedDelta(nn.Module):
     def __init__(self, content: LowRank, style: LowRank) -> None:
         super().__init__()
         self.pairs = {"content": content, "style": style}
-        self.chosen = "content"
+        self.selected = "content"
         self.out_features = content.out_features
         self.in_features = content.in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pairs[self.chosen].apply(x)
+        return self.pairs[self.selected].apply(x)
 
 
 def sampler(
@@ -106,7 +106,7 @@ def sampler(
         if settings.pattern == "s*":
             time %= settings.alpha
         for name, choice in choices.items():
-            choice.chosen = prefer(*weights[name], gamma, time)
+            choice.selected = prefer(*weights[name], gamma, time)
 
     text = (content + style).scale(settings.scale)
     return Attachment(choices, text), choose

@@ -48,14 +48,14 @@ def merge(
     adapters = read_adapter(Path(content)), read_adapter(Path(style))
     require_same_base(*adapters)
     model = load(base, overrides) if method_row(method).learned else None
-    chosen = resolve(rule.settings, overrides, model.recipe.get("merge") if model else {}, method)
-    values = chosen.model_dump()
+    resolved = resolve(rule.settings, overrides, model.recipe.get("merge") if model else {}, method)
+    values = resolved.model_dump()
     concepts = "+".join(adapter.metadata.concept or "?" for adapter in adapters)
     recorded = {"settings": values, "base": base}
     name = f"{method}/{concepts}/s{values.get('seed', 0)}"
     with open_tracker(name, "merge", method, recorded) as tracker:
         context = MergeContext(
-            settings=chosen,
+            settings=resolved,
             loaded=model,
             data=Path(data) if str(data) else None,
             workdir=work_folder(),

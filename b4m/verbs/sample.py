@@ -62,18 +62,18 @@ def sample(
     adapters = [read_adapter(file) for file in files]
     jobs = [(text, *_concepts(adapters)) for text in prompt] or _prompts(data, content, style)
     model = load(base, overrides)
-    chosen = resolve(model_of_settings, overrides, model.recipe.get("sample"), combine)
-    deltas, hook = _combined(adapters, combine, model, chosen)
+    resolved = resolve(model_of_settings, overrides, model.recipe.get("sample"), combine)
+    deltas, hook = _combined(adapters, combine, model, resolved)
     images = generate(
         model,
         [text for text, _, _ in jobs],
         list(seed),
         deltas=deltas,
-        steps=chosen.steps,
-        guidance=chosen.guidance,
-        negative=chosen.negative,
+        steps=resolved.steps,
+        guidance=resolved.guidance,
+        negative=resolved.negative,
         step_hook=hook,
-        batch_size=chosen.batch_size,
+        batch_size=resolved.batch_size,
     )
     method = _method(adapters, combine)
     hashes = "+".join(sha256(file)[:16] for file in files)
@@ -85,8 +85,8 @@ def sample(
             "style": style_name,
             "prompt": text,
             "seed": number,
-            "steps": chosen.steps,
-            "guidance": chosen.guidance,
+            "steps": resolved.steps,
+            "guidance": resolved.guidance,
             "base_id": model.id,
             "base_hash": model.hash,
             "adapter_hash": hashes,

@@ -56,11 +56,11 @@ def train(
 
     rows = way.rows(read_manifest(folder), kind, concept)
     model = load(base, overrides)
-    chosen = resolve(way.settings, overrides, model.recipe.get("train"), method, kind)
-    recorded = {"settings": chosen.model_dump(), "base": base, "concept": concept}
-    name = f"{method}/{concept}/s{chosen.seed}"
+    resolved = resolve(way.settings, overrides, model.recipe.get("train"), method, kind)
+    recorded = {"settings": resolved.model_dump(), "base": base, "concept": concept}
+    name = f"{method}/{concept}/s{resolved.seed}"
     with open_tracker(name, kind, method, recorded) as tracker:
-        run = Run(method, kind, concept, folder, rows, model, chosen, work_folder(), tracker)
+        run = Run(method, kind, concept, folder, rows, model, resolved, work_folder(), tracker)
         finished = cache_path(run.workdir, run.key)
         if finished.is_file():
             tracker.tags({"b4m.reused": finished.stem})

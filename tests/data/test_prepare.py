@@ -133,7 +133,7 @@ def forget_trigger(own: Path) -> None:
     ("spoil", "message"),
     [
         (break_png, r"teapot-0\.png is damaged"),
-        (empty_folder, r"style/stripes holds no picture"),
+        (empty_folder, r"style/stripes holds no image"),
         (forget_trigger, r"a-ball-0\.txt: the caption .* lacks the trigger word 'w@z'"),
     ],
 )

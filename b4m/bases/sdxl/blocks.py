@@ -53,19 +53,19 @@ class Group:
 
 
 def _groups() -> tuple[Group, ...]:
-    found = []
+    result = []
     for block, role, channels, depth in ((1, "style", 640, 2), (2, "content", 1280, 10)):
         for i in (0, 1):
             ldm = f"input_blocks.{1 + 3 * block + i}.1"
             name = f"down_blocks.{block}.attentions.{i}"
-            found.append(Group(name, ldm, channels, depth, role))
-    found.append(Group("mid_block.attentions.0", "middle_block.1", 1280, 10, "content"))
+            result.append(Group(name, ldm, channels, depth, role))
+    result.append(Group("mid_block.attentions.0", "middle_block.1", 1280, 10, "content"))
     for block, role, channels, depth in ((0, "content", 1280, 10), (1, "style", 640, 2)):
         for i in (0, 1, 2):
             ldm = f"output_blocks.{3 * block + i}.1"
             name = f"up_blocks.{block}.attentions.{i}"
-            found.append(Group(name, ldm, channels, depth, role))
-    return tuple(found)
+            result.append(Group(name, ldm, channels, depth, role))
+    return tuple(result)
 
 
 GROUPS: dict[str, Group] = {group.name: group for group in _groups()}
@@ -104,11 +104,11 @@ def sdxl_linear_shapes() -> dict[str, tuple[int, int]]:
 
 def depths(names: Iterable[str]) -> dict[str, int]:
     """Transformer blocks per group of the base that these linears belong to."""
-    found: dict[str, int] = {}
+    result: dict[str, int] = {}
     for name in names:
         group, k = _position(name)
-        found[group] = max(found.get(group, 0), k + 1)
-    return found
+        result[group] = max(result.get(group, 0), k + 1)
+    return result
 
 
 def depth_fraction(name: str, depth: int) -> float:
