@@ -1,4 +1,4 @@
-"""Scores of pictures against the references and the prompt."""
+"""Scores of images against the references and the prompt."""
 
 from typing import List
 
@@ -16,13 +16,13 @@ def evaluate(
     scores: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Score the pictures: likeness to the content, to the style and to the prompt.
+    """Score the images: likeness to the content, to the style and to the prompt.
 
     Args:
-        evaluator: Encoder that compares pictures: a folder, or an open_clip MODEL:WEIGHTS.
-        data: Prepared pictures and captions, the references.
-        alone: Pictures of the base model and of single adapters.
-        merged: Pictures of the merged adapters, one set per method.
+        evaluator: Encoder that compares images: a folder, or an open_clip MODEL:WEIGHTS.
+        data: Prepared images and captions, the references.
+        alone: Images of the base model and of single adapters.
+        merged: Images of the merged adapters, one set per method.
     """
     from pathlib import Path
 

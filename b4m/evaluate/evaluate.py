@@ -147,23 +147,25 @@ def _by_encoder(
 ) -> pd.DataFrame:
     """All scores by one encoder."""
 
-    def look_up(paths: Iterable[Path]) -> Features:
+    def features_of(paths: Iterable[Path]) -> Features:
         return np.stack([features[path] for path in paths])
 
-    images_ND = look_up(images["path"])
+    images_ND = features_of(images["path"])
     values = {
-        f"{encoder.metric}_{kind}": _similarity(images_ND, images[kind], kind, prepared, look_up)
+        f"{encoder.metric}_{kind}": _similarity(
+            images_ND, images[kind], kind, prepared, features_of
+        )
         for kind in PAIR
     }
     values[f"{encoder.metric}_harmonic"] = metrics.harmonic_mean(*values.values())
     if isinstance(encoder, TextEncoder):
         values |= _by_text(encoder, images, prepared, images_ND)
-    drawn_N = images["truth"].notna().to_numpy()
-    if drawn_N.any():
-        truths_MD = look_up(images["truth"][drawn_N])
+    known_N = images["truth"].notna().to_numpy()
+    if known_N.any():
+        truths_MD = features_of(images["truth"][known_N])
         values[f"{encoder.metric}_truth"] = np.full(len(images), np.nan)
-        values[f"{encoder.metric}_truth"][drawn_N] = metrics.matched_cosine(
-            images_ND[drawn_N], truths_MD
+        values[f"{encoder.metric}_truth"][known_N] = metrics.matched_cosine(
+            images_ND[known_N], truths_MD
         )
     return _long(images, values, encoder.id)
 
@@ -176,13 +178,13 @@ def _long(images: pd.DataFrame, values: Mapping[str, metrics.Values], encoder: s
 
 
 def _similarity(
-    images_ND: Features, names: pd.Series, kind: str, prepared: Prepared, look_up: Lookup
+    images_ND: Features, names: pd.Series, kind: str, prepared: Prepared, features_of: Lookup
 ) -> metrics.Values:
     """Mean cosine of each image with all references of its own content or style."""
     value_N = np.empty(len(names))
     for name in names.unique():
         own_N = (names == name).to_numpy()
-        references_RD = look_up(prepared.concept(kind, name).references)
+        references_RD = features_of(prepared.concept(kind, name).references)
         value_N[own_N] = metrics.mean_cosine(images_ND[own_N], references_RD)
     return value_N
 

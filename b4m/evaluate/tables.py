@@ -106,12 +106,12 @@ def _groups(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.Data
 def _differences(table: pd.DataFrame, baseline: str) -> dict[tuple[str, str, str], Estimate]:
     """Every sampled method minus the baseline, on the same pairs, prompts and seeds."""
     groups = dict(_groups(table[~table["method"].isin(COPIES)]))
-    found = {
+    differences = {
         (method, metric, encoder): paired_difference(scores, groups[baseline, metric, encoder])
         for (method, metric, encoder), scores in groups.items()
         if method != baseline and (baseline, metric, encoder) in groups
     }
-    return {key: estimate for key, estimate in found.items() if estimate is not None}
+    return {key: estimate for key, estimate in differences.items() if estimate is not None}
 
 
 def _frame(estimates: Estimates) -> pd.DataFrame:

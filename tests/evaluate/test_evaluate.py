@@ -43,10 +43,10 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_every_picture_has_every_score(scored: Path) -> None:
+def test_every_image_has_every_score(scored: Path) -> None:
     rows = table(scored / "scores.csv")
     assert list(rows[0]) == SCORE_COLUMNS
-    drawn = [row for row in rows if row["method"] in LABELS]
+    sampled = [row for row in rows if row["method"] in LABELS]
     metrics = {
         "clip_i_content",
         "clip_i_style",
@@ -58,9 +58,9 @@ def test_every_picture_has_every_score(scored: Path) -> None:
         "psnr_truth",
     }
     assert {row["metric"] for row in rows} == metrics
-    assert len(drawn) == len(metrics) * len(LABELS) * 4 * 2 * 2
+    assert len(sampled) == len(metrics) * len(LABELS) * 4 * 2 * 2
     assert {row["encoder"] for row in rows} == {"tiny-clip", "pixels"}
-    assert {row["seed"] for row in drawn} == {"0", "7"}
+    assert {row["seed"] for row in sampled} == {"0", "7"}
 
 
 def test_scores_are_those_of_a_plain_loop(scored: Path, tiny_clip: Path) -> None:
@@ -93,17 +93,17 @@ def test_scores_are_those_of_a_plain_loop(scored: Path, tiny_clip: Path) -> None
         name = {"clip_i_content": row["content"], "clip_i_style": row["style"]}.get(row["metric"])
         if name:
             files = [root / "data" / other["file"] for other in both if other["concept"] == name]
-            wanted = sum(float(image @ look(file)) for file in files) / len(files)
+            expected = sum(float(image @ look(file)) for file in files) / len(files)
         elif row["metric"] == "clip_t":
             words = "two of" if row["prompt"] == OTHER_PROMPT else ""
             text = f"{words} a thing in {row['style']} comic style".strip()
             with torch.no_grad():
-                wanted = float(image @ model.encode_text(tokenizer([text]), normalize=True)[0])
+                expected = float(image @ model.encode_text(tokenizer([text]), normalize=True)[0])
         elif row["metric"] == "clip_i_truth":
-            wanted = float(image @ look(references["truth", f"{row['content']}+{row['style']}"]))
+            expected = float(image @ look(references["truth", f"{row['content']}+{row['style']}"]))
         else:
             continue
-        assert float(row["value"]) == pytest.approx(wanted, abs=2e-5), row
+        assert float(row["value"]) == pytest.approx(expected, abs=2e-5), row
 
 
 def test_copies_of_the_references_stand_beside_the_methods(scored: Path) -> None:
@@ -112,7 +112,7 @@ def test_copies_of_the_references_stand_beside_the_methods(scored: Path) -> None
         for row in table(scored / "scores.csv")
         if row["method"] == COPY_OF_STYLE and row["metric"] == "clip_i_style"
     ]
-    assert len(rows) == 3 * 4 * 2  # training pictures, pairs, prompts
+    assert len(rows) == 3 * 4 * 2  # training images, pairs, prompts
     names = {row["method"] for row in table(scored / "summary.csv")}
     assert names == {*LABELS, COPY_OF_CONTENT, COPY_OF_STYLE}
 
@@ -151,19 +151,19 @@ def test_the_right_drawing_beats_the_blurred_one_in_pixels(scored: Path) -> None
 
 
 def test_provenance_says_how_to_repeat_the_numbers(scored: Path, tiny_clip: Path) -> None:
-    found = json.loads((scored / "provenance.json").read_text())
+    provenance = json.loads((scored / "provenance.json").read_text())
     weights = hashlib.sha256((tiny_clip / "open_clip_model.safetensors").read_bytes()).hexdigest()
-    assert found["encoders"][0]["weights_sha256"] == weights
-    assert {entry["role"] for entry in found["references"]} == {"reference"}
-    assert all(len(file["sha256"]) == 64 for r in found["references"] for file in r["files"])
-    asked = {(e["style"], e["prompt"]): e["plain"] for e in found["prompts_for_clip_t"]}
-    assert asked["stencil", PROMPT] == "a thing in stencil comic style"
-    assert found["seeds"] == [0, 7]
-    assert {run["label"] for run in found["samples"]} == set(LABELS)
-    assert "/" not in "".join(e["id"] for e in found["encoders"])
+    assert provenance["encoders"][0]["weights_sha256"] == weights
+    assert {entry["role"] for entry in provenance["references"]} == {"reference"}
+    assert all(len(file["sha256"]) == 64 for r in provenance["references"] for file in r["files"])
+    plain = {(e["style"], e["prompt"]): e["plain"] for e in provenance["prompts_for_clip_t"]}
+    assert plain["stencil", PROMPT] == "a thing in stencil comic style"
+    assert provenance["seeds"] == [0, 7]
+    assert {run["label"] for run in provenance["samples"]} == set(LABELS)
+    assert "/" not in "".join(e["id"] for e in provenance["encoders"])
 
 
-def test_each_picture_is_encoded_once(
+def test_each_image_is_encoded_once(
     tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = prepare(tmp_path / "data", ["fish"], ["outlined"])
@@ -177,7 +177,7 @@ def test_each_picture_is_encoded_once(
 
     monkeypatch.setattr(ClipEncoder, "encode_images", counting)
     evaluate(folders, data, tmp_path / "scores", str(tiny_clip), "cpu")
-    # 3 labels x 3 seeds, 2 + 2 references, 1 + 3 training pictures, 1 truth
+    # 3 labels x 3 seeds, 2 + 2 references, 1 + 3 training images, 1 truth
     assert sum(counted) == 9 + 4 + 4 + 1
     units = {row["unit"] for row in table(tmp_path / "scores" / "summary.csv")}
     assert "images" in units
@@ -197,8 +197,8 @@ def test_an_evaluators_own_names_are_the_choices(tmp_path: Path, tiny_clip: Path
     data = prepare(tmp_path / "data", ["fish"], ["outlined"])
     folder = sample(tmp_path / "b4m", "b4m", [("fish", "outlined")])
     out = evaluate([folder], data, tmp_path / "scores", str(evaluator), "cpu")
-    found = json.loads((out / "provenance.json").read_text())
-    assert found["prompts_for_clip_t"][0]["plain"] == "a big fish in outlined comic style"
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["prompts_for_clip_t"][0]["plain"] == "a big fish in outlined comic style"
     metrics = {row["metric"] for row in table(out / "scores.csv")}
     assert "content_named" in metrics
     assert "style_named" not in metrics  # one name is no choice
@@ -266,7 +266,7 @@ def test_two_evaluators_of_one_name_are_refused(
         evaluate([one_pair[1]], one_pair[0], tmp_path / "scores", f"{tiny_clip},{twin}", "cpu")
 
 
-def test_nothing_is_written_when_a_picture_is_damaged(tmp_path: Path, tiny_clip: Path) -> None:
+def test_nothing_is_written_when_an_image_is_damaged(tmp_path: Path, tiny_clip: Path) -> None:
     data = prepare(tmp_path / "data", ["fish"], ["outlined"])
     folder = sample(tmp_path / "b4m", "b4m", [("fish", "outlined")])
     image = folder / "images" / "001.png"

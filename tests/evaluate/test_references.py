@@ -36,7 +36,7 @@ def test_the_encoders_own_words_go_before_class_words() -> None:
     assert plain == "an octopus in outlined comic style"
 
 
-def test_held_back_pictures_are_the_references(tmp_path: Path) -> None:
+def test_held_back_images_are_the_references(tmp_path: Path) -> None:
     prepared = read_prepared(prepare(tmp_path / "data", ["fish"], ["outlined"]))
     fish, outlined = prepared.concept("content", "fish"), prepared.concept("style", "")
     assert (fish.role, len(fish.references), len(fish.trained)) == ("reference", 2, 1)
@@ -46,7 +46,7 @@ def test_held_back_pictures_are_the_references(tmp_path: Path) -> None:
     assert prepared.ground_truths["fish", "outlined"].alignment == "exact"
 
 
-def test_training_pictures_serve_where_nothing_was_held_back(tmp_path: Path) -> None:
+def test_training_images_serve_where_nothing_was_held_back(tmp_path: Path) -> None:
     folder = prepare(tmp_path / "data", ["fish"], ["outlined"])
     rows = read_manifest(folder)
     write_manifest(folder, [row for row in rows if row.role != "reference"])
