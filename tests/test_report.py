@@ -25,7 +25,7 @@ from b4m.report.images import data_uris
 from b4m.report.load import ReportData, load
 from b4m.report.names import name_of
 from b4m.report.page import render
-from b4m.report.summary import headline
+from b4m.report.summary import caveats, headline
 from tests.evaluate.conftest import tiny_clip  # noqa: F401
 from tests.evaluate.world import METHODS, prepare, sample
 
@@ -215,7 +215,8 @@ def attacked(data: ReportData) -> ReportData:
 
 def tainted(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: tainted(entry, name) for name, entry in value.items()}
+        suffix = ATTACK if key == "style_gaps" else ""
+        return {f"{name}{suffix}": tainted(entry, name) for name, entry in value.items()}
     if isinstance(value, list):
         return [tainted(entry, key) for entry in value]
     # These are looked up elsewhere or are hashes.
@@ -354,6 +355,19 @@ def test_a_row_that_merges_nothing_and_scores_best_is_named(one: Path) -> None:
     assert not any("merges nothing" in text for text in headline(with_means(one, means)))
 
 
+def test_a_style_that_the_evaluator_does_not_see_is_named(many: Path) -> None:
+    folders = [many / "samples" / label for label in METHODS]
+    data = load(folders, many / "scores", many / "data")
+    seen, blind = ({"outlined": 0.2, "stencil": gap} for gap in (0.1, -0.1))
+    for gaps, named in ((seen, False), (blind, True)):
+        encoders = [{**data.evaluator, "style_gaps": gaps}]
+        provenance = {**data.scores.provenance, "encoders": encoders}
+        changed = replace(data, scores=replace(data.scores, provenance=provenance))
+        sentence_part = "does not tell these styles from the others here: stencil comic."
+        assert any(sentence_part in sentence for sentence in caveats(changed)) is named
+        assert f"stencil comic {gaps['stencil']:+.2f}" in " ".join(render(changed).split())
+
+
 def test_a_second_encoder_has_a_table_of_its_own(
     tmp_path: Path,
     tiny_clip: Path,  # noqa: F811
@@ -365,6 +379,7 @@ def test_a_second_encoder_has_a_table_of_its_own(
     assert text.count("Checked by other-clip") == 1
     assert "Checked by tiny-clip" not in text
     assert text.count("PSNR, dB") == 2  # in the primary table and the glossary
+    assert "clip_i_" not in text  # every metric has words, whoever measured it
 
 
 @pytest.mark.parametrize(

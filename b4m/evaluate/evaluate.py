@@ -30,6 +30,7 @@ from b4m.evaluate.tables import (
 from b4m.settings import DEFAULT_EVALUATOR
 
 _DECODED_TOGETHER = 256
+_FIRST = 5  # names that may be given where being among the first is enough
 Lookup = Callable[[Iterable[Path]], Features]
 
 
@@ -63,13 +64,15 @@ def evaluate(
     prepared = read_prepared(Path(data))
     encoders = _open(evaluator, device)
     images = _images(sampled, prepared)
+    encoded = _encode(images, prepared, encoders)
     parts = [
         _by_encoder(encoder, features, images, prepared)
-        for encoder, features in zip(encoders, _encode(images, prepared, encoders), strict=True)
+        for encoder, features in zip(encoders, encoded, strict=True)
     ]
     table = pd.concat([*parts, _by_pixels(images)], ignore_index=True)
     label = next((sample.label for sample in sampled if sample.method == baseline), "")
-    record = provenance(sampled, images, prepared, encoders)
+    gaps = [_style_gaps(features, images, prepared) for features in encoded]
+    record = provenance(sampled, images, prepared, encoders, gaps)
     return write_scores(Path(out), table, label, record)
 
 
@@ -142,6 +145,21 @@ def _encode(
     return features
 
 
+def _style_gaps(
+    features: Mapping[Path, Features], images: pd.DataFrame, prepared: Prepared
+) -> dict[str, float]:
+    """The discrimination gap of each style's references, where it is defined."""
+    styles = [one for one in concepts_of(images, prepared) if one.kind == "style"]
+    labels_N = np.repeat(np.arange(len(styles)), [len(style.references) for style in styles])
+    features_ND = np.stack([features[path] for style in styles for path in style.references])
+    gaps = metrics.discrimination_gap(features_ND, labels_N)
+    return {
+        style.name: round(float(gap), 6)
+        for style, gap in zip(styles, gaps, strict=True)
+        if np.isfinite(gap)
+    }
+
+
 def _by_encoder(
     encoder: Encoder, features: Mapping[Path, Features], images: pd.DataFrame, prepared: Prepared
 ) -> pd.DataFrame:
@@ -151,13 +169,7 @@ def _by_encoder(
         return np.stack([features[path] for path in paths])
 
     images_ND = features_of(images["path"])
-    values = {
-        f"{encoder.metric}_{kind}": _similarity(
-            images_ND, images[kind], kind, prepared, features_of
-        )
-        for kind in PAIR
-    }
-    values[f"{encoder.metric}_harmonic"] = metrics.harmonic_mean(*values.values())
+    values = _by_references(encoder.metric, images, images_ND, prepared, features_of)
     if isinstance(encoder, TextEncoder):
         values |= _by_text(encoder, images, prepared, images_ND)
     known_N = images["truth"].notna().to_numpy()
@@ -177,16 +189,35 @@ def _long(images: pd.DataFrame, values: Mapping[str, metrics.Values], encoder: s
     return long.dropna(subset="value").assign(encoder=encoder)
 
 
-def _similarity(
-    images_ND: Features, names: pd.Series, kind: str, prepared: Prepared, features_of: Lookup
-) -> metrics.Values:
-    """Mean cosine of each image with all references of its own content or style."""
-    value_N = np.empty(len(names))
-    for name in names.unique():
-        own_N = (names == name).to_numpy()
-        references_RD = features_of(prepared.concept(kind, name).references)
-        value_N[own_N] = metrics.mean_cosine(images_ND[own_N], references_RD)
-    return value_N
+def _by_references(
+    metric: str,
+    images: pd.DataFrame,
+    images_ND: Features,
+    prepared: Prepared,
+    features_of: Lookup,
+) -> dict[str, metrics.Values]:
+    """Likeness to the references of both sides, copying of training images, diversity of seeds."""
+    parts = ("content", "style", "harmonic", "style_csls", "nearest_training", "diversity")
+    values = {part: np.full(len(images), np.nan) for part in parts}
+    styles = [one for one in concepts_of(images, prepared) if one.kind == "style"]
+    pool_PD = features_of(path for style in styles for path in style.references)
+    for kind in PAIR:
+        for name in images[kind].unique():
+            own_N = (images[kind] == name).to_numpy()
+            concept, own_ND = prepared.concept(kind, name), images_ND[own_N]
+            references_RD = features_of(concept.references)
+            values[kind][own_N] = metrics.mean_cosine(own_ND, references_RD)
+            nearest_N = metrics.nearest_cosine(own_ND, features_of(concept.trained))
+            values["nearest_training"][own_N] = np.fmax(
+                values["nearest_training"][own_N], nearest_N
+            )
+            if kind == "style" and len(styles) > 1:
+                values["style_csls"][own_N] = metrics.csls(own_ND, references_RD, pool_PD)
+    for rows in images.groupby(["method", *PAIR, "prompt"]).indices.values():
+        if len(rows) > 1:
+            values["diversity"][rows] = metrics.diversity(images_ND[rows])
+    values["harmonic"] = metrics.harmonic_mean(values["content"], values["style"])
+    return {f"{metric}_{part}": value_N for part, value_N in values.items()}
 
 
 def _by_text(
@@ -204,7 +235,11 @@ def _by_text(
                 [names.template.format(words) for words in names.words.values()]
             )
             labels_N = pd.Index(list(names.words)).get_indexer(pd.Index(images[kind]))
-            values[f"{kind}_named"] = metrics.named_right(images_ND, texts_MD, labels_N)
+            for suffix, first in (("", 1), (f"_top{_FIRST}", _FIRST)):
+                if first < len(names.words):
+                    values[f"{kind}_named{suffix}"] = metrics.named_within(
+                        images_ND, texts_MD, labels_N, first
+                    )
     return values
 
 

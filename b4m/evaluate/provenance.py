@@ -1,6 +1,6 @@
 """What a score needs beside it: encoders, references, prompts as they were read, versions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -20,8 +20,17 @@ def provenance(
     images: pd.DataFrame,
     prepared: Prepared,
     encoders: Sequence[Encoder],
+    style_gaps: Sequence[Mapping[str, float]],
 ) -> dict[str, object]:
-    """Everything that a reader needs to repeat the numbers."""
+    """Everything that a reader needs to repeat the numbers, and how well encoders see the styles.
+
+    Args:
+        samples: the sampled images.
+        images: all scored images, with columns content, style and prompt.
+        prepared: the data folder.
+        encoders: the primary one first.
+        style_gaps: discrimination gap by style for each encoder.
+    """
     fields = ("label", "method", "base_id", "base_hash", "adapter_hash", "steps", "guidance")
     runs = dict.fromkeys(tuple(getattr(sample, name) for name in fields) for sample in samples)
     prompts = [
@@ -41,8 +50,9 @@ def provenance(
                 "metric": encoder.metric,
                 "weights_sha256": encoder.weights_hash,
                 "preprocessing": encoder.preprocessing,
+                "style_gaps": gaps,
             }
-            for encoder in encoders
+            for encoder, gaps in zip(encoders, style_gaps, strict=True)
         ],
         "references": [
             {

@@ -53,9 +53,9 @@ class ReportData:
         )
 
     @property
-    def evaluator(self) -> Mapping[str, str]:
-        """The primary encoder: `id`, `metric`, `weights_sha256`, `preprocessing`."""
-        first: Mapping[str, str] = self.scores.provenance["encoders"][0]
+    def evaluator(self) -> Mapping[str, Any]:
+        """The primary encoder: `id`, `metric`, `style_gaps` and more, see `evaluate.provenance`."""
+        first: Mapping[str, Any] = self.scores.provenance["encoders"][0]
         return first
 
     def key(self, label: str, part: str) -> tuple[str, str, str]:

@@ -20,6 +20,8 @@ from b4m.report.names import BASELINES, name_of
 from b4m.report.summary import caveats, glossary, headline, words_of
 
 _PARTS = {"content": "Content", "style": "Style", "harmonic": "Both", "truth": "Truth"}
+_NEITHER = ("_nearest_training", "_diversity")  # more of it is not better
+_FURTHER = ("_top5", "_csls", *_NEITHER)
 _STYLE_IMAGES = 6
 
 
@@ -44,7 +46,7 @@ class Column:
     title: str
     form: str
     top: float
-    """The best mean of the merged rows."""
+    """The best mean of the merged rows; NaN where more is not better."""
 
 
 def render(data: ReportData, title: str = "") -> str:
@@ -145,27 +147,31 @@ def _marks(data: ReportData) -> list[chart.Mark]:
 
 
 def _columns(data: ReportData) -> dict[str, list[Column]]:
-    """The columns of all scores by encoder; what needs none stands with the primary one's."""
-    titles = {metric: word for metric, word, _ in glossary(data)}
+    """The columns of all scores by the heading of their table; the first one has none."""
+    titles = {metric: title for metric, title, _ in glossary(data)}
+    prefixes = {one["id"]: one["metric"] for one in data.scores.provenance["encoders"]}
+    primary = data.evaluator["id"]
+    keys = dict.fromkeys((encoder, metric) for _, metric, encoder in data.scores.summary)
     tables: dict[str, list[Column]] = {}
-    for metric, encoder in dict.fromkeys(key[1:] for key in data.scores.summary):
+    for encoder, metric in sorted(keys, key=lambda key: key[1].endswith(_FURTHER)):
+        heading = "Copying, diversity and further checks" if metric.endswith(_FURTHER) else ""
+        if encoder not in (primary, PIXELS):
+            heading = f"Checked by {encoder}"
+        part = metric.removeprefix(f"{prefixes.get(encoder, '')}_")
+        means = [
+            one.mean
+            for label in data.merged
+            if (one := data.scores.summary.get((label, metric, encoder)))
+        ]
         column = Column(
             metric,
             encoder,
-            title=titles.get(metric) or _PARTS.get(metric.rpartition("_")[2], metric),
+            title=titles.get(metric) or titles.get(f"{prefixes[primary]}_{part}", metric),
             form=".1f" if metric.startswith("psnr") else ".0%" if "_named" in metric else ".3f",
-            top=max(
-                (
-                    one.mean
-                    for label in data.merged
-                    if (one := data.scores.summary.get((label, metric, encoder)))
-                ),
-                default=nan,
-            ),
+            top=nan if metric.endswith(_NEITHER) else max(means, default=nan),
         )
-        table = data.evaluator["id"] if encoder == PIXELS else encoder
-        tables.setdefault(table, []).append(column)
-    return tables
+        tables.setdefault(heading, []).append(column)
+    return dict(sorted(tables.items(), key=lambda table: table[0].startswith("Checked")))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

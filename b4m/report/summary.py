@@ -76,6 +76,8 @@ def glossary(data: ReportData) -> list[tuple[str, str, str]]:
         ),
         ("content_named", "Content named", "Share of images whose content the evaluator names."),
         ("style_named", "Style named", "Share of images whose style the evaluator names."),
+        ("content_named_top5", "Content in 5", "Its name is among the first five, likewise."),
+        ("style_named_top5", "Style in 5", "Its name is among the first five, likewise."),
         (
             f"{metric}_truth",
             "Truth",
@@ -86,6 +88,23 @@ def glossary(data: ReportData) -> list[tuple[str, str, str]]:
             "PSNR, dB",
             "Likeness to the ground truth pixel by pixel. An image that is right but a little "
             "shifted scores low; read it across rows, not by itself.",
+        ),
+        (
+            f"{metric}_style_csls",
+            "Style, CSLS",
+            "Style minus what the image and the references have in common with all styles here "
+            "(cross-domain similarity local scaling). Read it against the copy of the style.",
+        ),
+        (
+            f"{metric}_nearest_training",
+            "Copying",
+            "Cosine with the most similar training image of either side. 1 is a copy of it.",
+        ),
+        (
+            f"{metric}_diversity",
+            "Diversity",
+            "Mean cosine distance between images of one prompt from different seeds. 0 is one "
+            "image again and again.",
         ),
     ]
     measured = {metric for _, metric, _ in data.scores.summary}
@@ -104,6 +123,11 @@ def caveats(data: ReportData) -> list[str]:
     """What a reader must not conclude."""
     unit = next(iter(data.scores.summary.values())).unit
     references = data.scores.provenance["references"]
+    blind = [
+        words_of(data, "style", style)
+        for style, gap in data.evaluator.get("style_gaps", {}).items()
+        if gap <= 0
+    ]
     sentences = [
         "A likeness score rewards copying: the style image on one side, the untouched content on "
         "the other. That is why both sides always stand together, beside rows that copy.",
@@ -116,6 +140,11 @@ def caveats(data: ReportData) -> list[str]:
             "styles, so they are somewhat too narrow.",
         }.get(unit, "One image per row gives no interval: sample more seeds."),
     ]
+    if blind:
+        sentences.append(
+            f"The evaluator does not tell these styles from the others here: {', '.join(blind)}. "
+            "Its style scores of them mean nothing."
+        )
     if any(entry["role"] == "train" for entry in references):
         sentences.append(
             "No reference was held back for at least one side, so images are compared with those "

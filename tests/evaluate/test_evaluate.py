@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kfp import dsl
+from PIL import Image
 
 from b4m import verbs
 from b4m.errors import B4MError
@@ -53,6 +54,9 @@ def test_every_image_has_every_score(scored: Path) -> None:
         "clip_i_harmonic",
         "clip_t",
         "clip_i_truth",
+        "clip_i_style_csls",
+        "clip_i_nearest_training",
+        "clip_i_diversity",
         "content_named",
         "style_named",
         "psnr_truth",
@@ -115,6 +119,27 @@ def test_copies_of_the_references_stand_beside_the_methods(scored: Path) -> None
     assert len(rows) == 3 * 4 * 2  # training images, pairs, prompts
     names = {row["method"] for row in table(scored / "summary.csv")}
     assert names == {*LABELS, COPY_OF_CONTENT, COPY_OF_STYLE}
+
+
+def test_a_copy_of_a_training_image_is_seen_as_a_copy(scored: Path) -> None:
+    nearest = [row for row in table(scored / "scores.csv") if "nearest_training" in row["metric"]]
+    copies = [float(r["value"]) for r in nearest if r["method"] in (COPY_OF_CONTENT, COPY_OF_STYLE)]
+    assert copies == pytest.approx([1.0] * len(copies))
+    assert all(float(row["value"]) < 1.0 for row in nearest if row["method"] in LABELS)
+
+
+def test_the_gap_of_every_style_is_that_of_its_references(scored: Path, tiny_clip: Path) -> None:
+    gaps = json.loads((scored / "provenance.json").read_text())["encoders"][0]["style_gaps"]
+    assert list(gaps) == ["outlined", "stencil"]
+    encoder = ClipEncoder(str(tiny_clip))
+    (a, b), (c, d) = (
+        encoder.encode_images([Image.open(file) for file in sorted(files)])
+        for files in (
+            (scored.parent / "data").glob(f"style-{style}-reference-*.png") for style in gaps
+        )
+    )
+    across = np.mean([x @ y for x in (a, b) for y in (c, d)])
+    assert list(gaps.values()) == pytest.approx([a @ b - across, c @ d - across], abs=1e-5)
 
 
 def test_the_summary_is_over_pairs(scored: Path) -> None:
@@ -189,8 +214,9 @@ def test_an_evaluators_own_names_are_the_choices(tmp_path: Path, tiny_clip: Path
     evaluator.mkdir()
     for file in tiny_clip.iterdir():
         (evaluator / file.name).symlink_to(file)
+    others = {name: name for name in ("owl", "fox", "cat", "castle", "rocket")}
     names = {
-        "content": {"template": "a {}", "words": {"fish": "big fish", "owl": "owl"}},
+        "content": {"template": "a {}", "words": {"fish": "big fish", **others}},
         "style": {"template": "in {} style", "words": {"outlined": "outlined comic"}},
     }
     (evaluator / "names.json").write_text(json.dumps(names))
@@ -200,7 +226,7 @@ def test_an_evaluators_own_names_are_the_choices(tmp_path: Path, tiny_clip: Path
     provenance = json.loads((out / "provenance.json").read_text())
     assert provenance["prompts_for_clip_t"][0]["plain"] == "a big fish in outlined comic style"
     metrics = {row["metric"] for row in table(out / "scores.csv")}
-    assert "content_named" in metrics
+    assert {"content_named", "content_named_top5"} <= metrics
     assert "style_named" not in metrics  # one name is no choice
 
 
