@@ -9,14 +9,17 @@ have the setting, "steps".
 Descriptions are product text: the command line shows them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from b4m.errors import B4MError
 
+_LIMITS = {"ge": "{} or more", "gt": "more than {}", "le": "{} or less", "lt": "less than {}"}
 DEFAULT_BASE = "data/models/mini-sdxl"
 DEFAULT_EVALUATOR = "data/models/mini-clip"
 CONTENT_TRIGGER = "snq"
@@ -245,16 +248,45 @@ def _sentence(error: ValidationError) -> str:
     return f"setting {name}={value!r} must be {demand.format(**context)}"
 
 
-def describe(model: type[Settings]) -> Sequence[tuple[str, str, str, str]]:
-    """Name, kind, default and help of each setting, for people."""
+@dataclass(frozen=True)
+class SettingHelp:
+    """A setting, for people.
+
+    Attributes:
+        name: as in the model.
+        kind: int, float, str, bool, or the choices with bars between them.
+        range: "0 or more"; "" if everything of its kind is allowed.
+        default: as text.
+        help: what it is.
+    """
+
+    name: str
+    kind: str
+    range: str
+    default: str
+    help: str
+
+
+def describe(model: type[Settings]) -> list[SettingHelp]:
+    """What a method reads."""
     return [
-        (name, _kind(field), str(field.default), field.description or "")
+        SettingHelp(name, _kind(field), _range(field), str(field.default), field.description or "")
         for name, field in model.model_fields.items()
     ]
 
 
-def _kind(field: Any) -> str:
+def _kind(field: FieldInfo) -> str:
     choices = getattr(field.annotation, "__args__", ())
     if choices and all(isinstance(choice, str) for choice in choices):
         return "|".join(choices)
     return str(getattr(field.annotation, "__name__", field.annotation))
+
+
+def _range(field: FieldInfo) -> str:
+    """The limits in words, from the same constraints that are checked."""
+    limits = []
+    for constraint in field.metadata:
+        for name, words in _LIMITS.items():
+            if (value := getattr(constraint, name, None)) is not None:
+                limits.append(words.format(value))
+    return ", ".join(limits)

@@ -1,11 +1,17 @@
 """Make one adapter of two."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from b4m.methods import merge_rule
 from b4m.methods import method as method_row
-from b4m.settings import DEFAULT_BASE, resolve
+from b4m.settings import DEFAULT_BASE, Overrides, resolve
 from b4m.verbs.workspace import Values, load, work_folder
+
+if TYPE_CHECKING:
+    from b4m.bases.base import Base
+    from b4m.merging.context import MergeContext
 
 
 def merge(
@@ -42,25 +48,40 @@ def merge(
     rule, overrides = merge_rule(method), dict(settings or {})
     resolve(rule.settings, overrides, method=method)  # a wrong one is told before anything is read
     from b4m.files import read_adapter, write_adapter
-    from b4m.merging.context import MergeContext, require_same_base
+    from b4m.merging.context import require_same_base
     from b4m.tracking import open_tracker
 
     adapters = read_adapter(Path(content)), read_adapter(Path(style))
     require_same_base(*adapters)
-    model = load(base, overrides) if method_row(method).learned else None
-    resolved = resolve(rule.settings, overrides, model.recipe.get("merge") if model else {}, method)
-    values = resolved.model_dump()
+    context = merge_context(method, overrides, base, data)
+    values = context.settings.model_dump()
     concepts = "+".join(adapter.metadata.concept or "?" for adapter in adapters)
     recorded = {"settings": values, "base": base}
     name = f"{method}/{concepts}/s{values.get('seed', 0)}"
     with open_tracker(name, "merge", method, recorded) as tracker:
-        context = MergeContext(
-            settings=resolved,
-            loaded=model,
-            data=Path(data) if str(data) else None,
-            workdir=work_folder(),
-            tracker=tracker,
-        )
-        write_adapter(Path(out), rule.merge(*adapters, context), dtype=dtype)
+        merged = rule.merge(*adapters, replace(context, tracker=tracker))
+        write_adapter(Path(out), merged, dtype=dtype)
         tracker.files([Path(out)], "adapter")
     return Path(out)
+
+
+def merge_context(
+    method: str, overrides: Overrides, base: "Base | str", data: str | Path
+) -> "MergeContext[Any]":
+    """What a merge is given besides its adapters; loads the base if the method learns.
+
+    Raises:
+        B4MError: for an unknown method or setting, or a base that does not load.
+    """
+    from b4m.merging.context import MergeContext
+
+    model = None
+    if method_row(method).learned:
+        model = load(base, overrides) if isinstance(base, str) else base
+    recipe = model.recipe.get("merge") if model else {}
+    return MergeContext(
+        settings=resolve(merge_rule(method).settings, overrides, recipe, method),
+        loaded=model,
+        data=Path(data) if str(data) else None,
+        workdir=work_folder(),
+    )
