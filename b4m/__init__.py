@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from b4m.bases import load_base
     from b4m.errors import B4MError
     from b4m.files import read_adapter, write_adapter
-    from b4m.verbs import compare, sample
+    from b4m.verbs.compare import compare
+    from b4m.verbs.sample import sample
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,12 +1,15 @@
 """Files and folders that are there whole or not at all, and hashes of them."""
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -41,6 +44,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)
+        _log.info("wrote %s/", path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -49,6 +53,7 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     """Write a file atomically and return its path."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    _log.info("wrote %s", path)
     return path
 
 
@@ -56,6 +61,7 @@ def copy_whole(source: Path, target: Path) -> Path:
     """Copy a file atomically and return the copy's path."""
     with replacing(target) as partial:
         shutil.copyfile(source, partial)
+    _log.info("copied %s to %s", source, target)
     return target
 
 

@@ -20,7 +20,7 @@ ONLY_IN = {
     "dvc": (),
 }
 # Which parts of the library a part may import; itself always.
-_SURFACE = {"errors", "settings", "io", "version"}
+_SURFACE = {"errors", "extras", "settings", "io", "version"}
 BELOW = {
     "adapters": _SURFACE,
     "bases": {*_SURFACE, "adapters"},

@@ -6,17 +6,21 @@ with `load(base, path, device, dtype) -> Base`. To add one, add its folder and i
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from b4m.bases.family import Family
+from b4m.extras import needs
 
 if TYPE_CHECKING:
     from b4m.bases.base import Base
 
 FAMILIES = {"sdxl": "b4m.bases.sdxl"}
+_log = logging.getLogger(__name__)
 _DEFAULT = "sdxl"  # of a single-file checkpoint, and of a folder that names no known pipeline
 
 
@@ -48,10 +52,14 @@ def load_base(base: str, device: str = "auto", dtype: str = "auto") -> Base:
     """
     from b4m.bases.locate import locate, pipeline_class
 
-    path = locate(base)
-    kind = pipeline_class(path)
-    name = next((f.name for f in families() if kind in f.pipelines), _DEFAULT)
-    loaded: Base = import_module(f"{FAMILIES[name]}.load").load(base, path, device, dtype)
+    start = time.monotonic()
+    with needs("train", f"base {base}"):
+        path = locate(base)
+        kind = pipeline_class(path)
+        name = next((f.name for f in families() if kind in f.pipelines), _DEFAULT)
+        loaded: Base = import_module(f"{FAMILIES[name]}.load").load(base, path, device, dtype)
+    took = time.monotonic() - start
+    _log.info("base %s (%s) in %s on %s: %.1f s", base, name, loaded.dtype, loaded.device, took)
     return loaded
 
 

@@ -16,7 +16,7 @@ from cyclopts import App, Group, Parameter
 
 from b4m import __version__
 from b4m.cli.selection import Selection, function_of, methods_of
-from b4m.cli.verbs import EXAMPLES, POSITIONAL, SELECTOR, VERBS
+from b4m.cli.verbs import EXAMPLES, POSITIONAL, VERBS
 
 Action = Callable[[str, dict[str, Any], int, Path | None], None]
 
@@ -150,12 +150,25 @@ def _description(selection: Selection) -> str:
     text = inspect.getdoc(function_of(selection.verb)) or ""
     prose = re.split(r"^(?:Args|Returns|Raises):", text, flags=re.M)[0]
     paragraphs = [" ".join(part.split()) for part in prose.strip().split("\n\n")]
-    if selection.verb in SELECTOR and selection.settings is None:
-        paragraphs.append(
-            f"Each method has settings of its own: `b4m {selection.verb} --method METHOD --help` "
-            f"lists them, for METHOD one of {', '.join(methods_of(selection.verb))}."
-        )
+    if selection.verb in ("train", "merge"):
+        paragraphs += _methods(selection)
     return "\n\n".join(paragraphs)
+
+
+def _methods(selection: Selection) -> list[str]:
+    """The methods, and how to see the settings of one where they are not shown."""
+    from b4m.methods import METHODS
+
+    names = methods_of(selection.verb)
+    if selection.verb == "train":
+        paragraphs = [f"Methods: {', '.join(names)}."]
+    else:
+        listed = (f"  {name:<8} {METHODS[name].summary}" for name in names)
+        paragraphs = ["\n".join(["Methods:", "", *listed])]
+    if selection.settings is None:
+        command = f"b4m {selection.verb} --method METHOD --help"
+        paragraphs.append(f"Each method has settings of its own; `{command}` lists them.")
+    return paragraphs
 
 
 def _wrapped(example: str) -> str:

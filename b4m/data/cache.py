@@ -6,6 +6,7 @@ of the encoders, and written atomically, so several processes may share a folder
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from b4m.bases.base import Base, Conditioning
 from b4m.io import replacing
 
+_log = logging.getLogger(__name__)
 _SAMPLED = 64  # numbers of each weight that the fingerprint looks at
 
 
@@ -71,6 +73,8 @@ class Cache:
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{key}.safetensors" for key in keys]
         missing = [index for index, file in enumerate(files) if not file.is_file()]
+        found = len(files) - len(missing)
+        _log.info("%s: %d of %d are in the cache %s", kind, found, len(files), folder)
         for index in missing:
             if not files[index].is_file():
                 _write(files[index], encode(index))

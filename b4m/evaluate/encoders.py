@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from b4m.errors import B4MError
+from b4m.extras import needs
 from b4m.io import sha256
 
 Features = NDArray[np.float32]
@@ -100,7 +101,8 @@ class ClipEncoder:
     metric = "clip_i"
 
     def __init__(self, name: str, device: str = "cpu") -> None:
-        import open_clip
+        with needs("evaluate", f"evaluator {name}"):
+            import open_clip
         from safetensors import SafetensorError
 
         # Building the model, its transform and its tokenizer each raise their own kinds for the

@@ -9,6 +9,7 @@ understand and names it: other tools load such files with parts missing, silentl
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,7 @@ from b4m.files import keys
 Address = tuple[str, str]  # network and module path
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PEFT_CONFIG = "adapter_config.json"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +141,9 @@ def parse_file(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, s
     scales = _Scales(file, style, header, family)
     pairs = {address: _fold(file, address, slot, scales) for address, slot in sorted(parts.items())}
     check_finite(pairs, file, torch.float32)
+    _log.debug(
+        "read %s: %d pairs of %s under the names of %s", file, len(pairs), family.title, style
+    )
     return AdapterFile(file, family, style, pairs, header)
 
 

@@ -6,6 +6,7 @@ schedules, averages, checkpoints, resumes and reports. On a CPU a resumed run en
 bits as one that was never stopped.
 """
 
+import logging
 import math
 import os
 import sys
@@ -31,6 +32,7 @@ from b4m.train.ema import ParameterAverage
 from b4m.train.randomness import ShuffledIndices, derive_seed
 from b4m.train.schedule import SCHEDULES, rate_factor
 
+_log = logging.getLogger(__name__)
 _LOG_EVERY = 10
 
 
@@ -250,6 +252,7 @@ class _State:
         self.scaler.load_state_dict(content["scaler"])
         if self.average is not None:
             self.average.load(content["averages"])
+        _log.info("resumed %s after step %d", path, content["step"])
         return int(content["step"])
 
     def write(self, path: Path, fingerprint: str, finished: int) -> None:
@@ -263,6 +266,7 @@ class _State:
             self.scaler.state_dict(),
             {} if self.average is None else self.average.values,
         )
+        _log.debug("checkpoint after step %d in %s", finished, path)
 
 
 def _needs_loss_scale(model: nn.Module) -> bool:

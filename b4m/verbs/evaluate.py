@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from b4m.extras import needs
 from b4m.settings import DEFAULT_EVALUATOR
 
 
@@ -26,8 +27,9 @@ def evaluate(
     Raises:
         B4MError: for missing images, unknown concepts or an evaluator that cannot be loaded.
     """
-    from b4m.evaluate.evaluate import evaluate as score
-    from b4m.evaluate.tables import mean_scores
+    with needs("evaluate", "evaluate"):
+        from b4m.evaluate.evaluate import evaluate as score
+        from b4m.evaluate.tables import mean_scores
     from b4m.plan import REFERENCE_METHOD
     from b4m.tracking import open_tracker
 

@@ -33,11 +33,11 @@ def merge(
         content: content adapter
         style: style adapter
         out: adapter file to write (.safetensors)
-        method: direct, svd, ties, dare, nplora, blora, ziplora, duolora or b4m (the make stage)
+        method: name of the method
         base: base model; only methods that learn load it
         data: prepared folder; only methods that learn need it
         dtype: of the written file: float32, float16 or bfloat16
-        settings: see the settings below
+        settings: what the method reads, by name
 
     Returns:
         `out`.

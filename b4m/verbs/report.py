@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from b4m.extras import needs
+
 
 def report(
     samples: Sequence[str | Path],
@@ -28,7 +30,8 @@ def report(
     Raises:
         B4MError: for missing files, or scores that are not of these samples.
     """
-    from b4m.report import write_report
+    with needs("evaluate", "report"):
+        from b4m.report import write_report
     from b4m.tracking import open_tracker
 
     folders = [Path(folder) for folder in samples]

@@ -40,7 +40,7 @@ def sample(
         label: name of these images in the report; made from the adapter if left out
         combine: how several adapters act together: direct, or klora for two (content, style)
         base: base model: a folder, a hub id or a single-file checkpoint
-        settings: see the settings below
+        settings: what sampling in this way reads, by name
         content: of a prepared folder with several contents, this one
         style: of a prepared folder with several styles, this one
 

@@ -1,11 +1,14 @@
 """Train one adapter."""
 
+import logging
 from pathlib import Path
 
 from b4m.errors import B4MError
 from b4m.methods import training
 from b4m.settings import DEFAULT_BASE, TrainSettings, resolve
 from b4m.verbs.workspace import Values, load, work_folder
+
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -32,7 +35,7 @@ def train(
         method: lora, b4m (the break stage), blora or joint
         base: base model: a folder, a hub id or a single-file checkpoint
         dtype: of the written file: float32, float16 or bfloat16
-        settings: see the settings below
+        settings: what the method reads, by name
 
     Returns:
         `out`, which diffusers' `load_lora_weights` reads.
@@ -63,8 +66,10 @@ def train(
         run = Run(method, kind, concept, folder, rows, model, resolved, work_folder(), tracker)
         finished = cache_path(run.workdir, run.key)
         if finished.is_file():
+            _log.info("the same training was done before, %s is reused", finished)
             tracker.tags({"b4m.reused": finished.stem})
         else:
+            _log.info("training %s on %s with %d images", name, model.id, len(run.trained()))
             write_adapter(finished, way.train(run))
         if dtype == "float32":
             copy_whole(finished, Path(out))
