@@ -228,10 +228,10 @@ def _sentence(error: ValidationError) -> str:
     name, value = ".".join(map(str, first["loc"])), first["input"]
     context: Mapping[str, Any] = first.get("ctx", {})
     demand = {
-        "greater_than_equal": "{ge} or more",
-        "greater_than": "more than {gt}",
-        "less_than_equal": "{le} or less",
-        "less_than": "less than {lt}",
+        "greater_than_equal": "{ge:g} or more",
+        "greater_than": "more than {gt:g}",
+        "less_than_equal": "{le:g} or less",
+        "less_than": "less than {lt:g}",
         "finite_number": "a finite number",
         "literal_error": "one of {expected}",
         "int_parsing": "a whole number",

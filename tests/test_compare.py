@@ -1,7 +1,8 @@
-"""`b4m compare`: every pair and method once, resumed where it stopped, one question per folder."""
+"""`b4m compare`: every pair and method once, resumed where it stopped, a folder for each."""
 
 import csv
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_every_pair_has_every_row_and_nothing_is_made_twice(
         assert {(label, "teapot", "stripes"), (label, "teapot", "dots")} <= found
 
     # as if it had been killed while the last pictures were drawn
-    last = out / "samples" / "klora" / "teapot+dots"
+    last = out / "samples" / "klora-teapot+dots"
     before = (last / "images" / "000-s3.png").read_bytes()
     shutil.rmtree(last)
     shutil.rmtree(out / "scores")
@@ -59,16 +60,17 @@ def test_every_pair_has_every_row_and_nothing_is_made_twice(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr("b4m.verbs.compare.train", never)
-    monkeypatch.setattr("b4m.verbs.compare.merge", never)
+    module = import_module("b4m.verbs.compare")  # the package's attribute is the verb itself
+    monkeypatch.setattr(module, "train", never)
+    monkeypatch.setattr(module, "merge", never)
     verbs.compare(**asked)
     assert (last / "images" / "000-s3.png").read_bytes() == before
 
 
-def test_a_folder_answers_one_question(asked: dict[str, Any]) -> None:
+def test_a_folder_holds_one_comparison(asked: dict[str, Any]) -> None:
     if not asked["out"].exists():
         verbs.compare(**asked)
-    with pytest.raises(B4MError, match="answers another question"):
+    with pytest.raises(B4MError, match="holds another comparison"):
         verbs.compare(**{**asked, "seed": [4]})
 
 
@@ -79,11 +81,11 @@ def test_a_folder_answers_one_question(asked: dict[str, Any]) -> None:
         ({"style": []}, "no styles were given"),
         ({"pairing": "matching"}, "1 contents do not match 2 styles"),
         ({"pairing": "some"}, "unknown pairing 'some'"),
-        ({"train_with": ["stepz=3"]}, "unknown setting 'stepz'"),
+        ({"train_with": ["stepz=3"]}, "no setting 'stepz'"),
         ({"merge_with": ["rank"]}, "write NAME=VALUE"),
     ],
 )
-def test_wrong_questions_leave_nothing(
+def test_wrong_comparisons_leave_nothing(
     asked: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(B4MError, match=message):

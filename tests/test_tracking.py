@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from b4m import tracking
-from b4m.config import TrainSettings
+from b4m.plan import MergeJob
 
 CHILD = """
 import sys
@@ -42,9 +42,9 @@ def client(uri: str):
 
 
 def test_flatten_joins_names_with_dots_and_opens_dataclasses() -> None:
-    found = dict(tracking.flatten({"adapter": {"rank": 8}, "train": TrainSettings(steps=3)}))
+    found = dict(tracking.flatten({"adapter": {"rank": 8}, "job": MergeJob("cat", "ink", "svd")}))
     assert found["adapter.rank"] == 8
-    assert found["train.steps"] == 3
+    assert found["job.method"] == "svd"
 
 
 def test_everything_of_a_run_is_recorded(

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image, ImageDraw
 
 from b4m import verbs
-from b4m.config import TrainSettings, resolve
 from b4m.errors import B4MError
 
 FAST = {"steps": 2, "rank": 4, "batch_size": 1, "accumulation": 1}
@@ -41,7 +40,7 @@ def made(
     data = verbs.prepare(images, folder / "data", "cat", "ink")
     files = {
         kind: verbs.train(
-            kind, data, name, folder / f"{kind}.safetensors", "lora", str(tiny_base), FAST
+            kind, data, name, folder / f"{kind}.safetensors", base=str(tiny_base), settings=FAST
         )
         for kind, name in (("content", "cat"), ("style", "ink"))
     }
@@ -55,51 +54,49 @@ def _here(monkeypatch: pytest.MonkeyPatch, made: dict[str, Path]) -> None:
     monkeypatch.setenv("B4M_TRACKING", "off")
 
 
-def _shelf(made: dict[str, Path]) -> set[str]:
+def _cached(made: dict[str, Path]) -> set[str]:
     return {file.name for file in (made["work"] / "adapters").glob("*.safetensors")}
 
 
 def test_an_adapter_is_trained_once_and_another_setting_makes_another(
     made: dict[str, Path], tiny_base: Path, tmp_path: Path
 ) -> None:
-    before = _shelf(made)
+    before = _cached(made)
     again = verbs.train(
-        "content", made["data"], "cat", tmp_path / "again.safetensors", "lora", str(tiny_base), FAST
+        "content",
+        made["data"],
+        "cat",
+        tmp_path / "again.safetensors",
+        base=str(tiny_base),
+        settings=FAST,
     )
-    assert _shelf(made) == before
+    assert _cached(made) == before
     assert again.read_bytes() == made["content"].read_bytes()
     other = verbs.train(
         "content",
         made["data"],
         "cat",
         tmp_path / "other.safetensors",
-        "lora",
-        str(tiny_base),
-        {**FAST, "seed": 1},
+        base=str(tiny_base),
+        settings={**FAST, "seed": 1},
     )
-    assert len(_shelf(made)) == len(before) + 1
+    assert len(_cached(made)) == len(before) + 1
     assert other.read_bytes() != again.read_bytes()
 
 
 def test_a_new_style_does_not_train_the_content_anew(made: dict[str, Path], tmp_path: Path) -> None:
     from b4m.data.manifest import data_hash, read_manifest
-    from b4m.train.adapter_cache import rows_used
+    from b4m.methods import training
 
     rows = read_manifest(made["data"])
     fewer = [row for row in rows if row.kind != "style"]
     both = [
-        data_hash(made["data"], rows_used(part, "content", "cat", "lora")) for part in (rows, fewer)
+        data_hash(made["data"], training("lora").rows(part, "content", "cat"))
+        for part in (rows, fewer)
     ]
     assert both[0] == both[1]
-    assert len(rows_used(rows, "joint", "cat+ink", "joint")) == len(rows)
-
-
-def test_the_base_decides_the_recipe_and_an_explicit_setting_wins() -> None:
-    mini, full = 12_000_000, 2_600_000_000
-    assert resolve(TrainSettings, {}, mini).lr == 1e-3
-    assert resolve(TrainSettings, {"lr": "5e-4"}, mini).lr == 5e-4
-    assert resolve(TrainSettings, {}, full).lr == 1e-4
-    assert resolve(TrainSettings, {"recipe": "mini"}, full).rank == 8
+    joint = training("joint").rows(rows, "joint", "cat+ink")
+    assert {row.file for row in joint} == {row.file for row in rows if row.role == "train"}
 
 
 def test_two_adapters_together_draw_what_their_direct_merge_draws(
@@ -140,8 +137,8 @@ def test_klora_draws_and_has_no_file(
     [
         ({"kind": "shape"}, "unknown kind"),
         ({"method": "joint"}, "does not go with"),
-        ({"method": "magic"}, "unknown method 'magic'"),
-        ({"settings": {"stepz": 3}}, "unknown setting 'stepz'"),
+        ({"method": "magic"}, "unknown way of training 'magic'"),
+        ({"settings": {"stepz": 3}}, "no setting 'stepz'; the nearest is steps"),
         ({"concept": "dog"}, "dog"),
     ],
 )

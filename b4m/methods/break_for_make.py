@@ -316,15 +316,13 @@ def _fit_make(
     """Train the joined projections in place; each forward holds images of both kinds."""
     settings, base, folder = context.settings, context.base, context.folder
     require_same_base(content, style, base)
-    manifest = read_manifest(folder)
     parts = [
-        training_rows(manifest, kind, adapter.metadata.concept)
+        training_rows(read_manifest(folder), kind, adapter.metadata.concept)
         for kind, adapter in (("content", content), ("style", style))
     ]
     cache = Cache(context.workdir / "cache", base)
     sets = [read_training_set(folder, part, base, cache) for part in parts]
-    both = content + style
-    if both.text_layers:
+    if (both := content + style).text_layers:
         sets = [replace(one, text=encode_prompts_with(base, both, one.captions)) for one in sets]
         base.offload()
     size = settings.batch_size

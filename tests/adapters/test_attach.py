@@ -6,38 +6,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from b4m.adapters.attach import AdaptedModel, attention_linears
+from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.deltas import PLP, FrozenDelta, LoRADelta, fixed
 from b4m.adapters.lowrank import LowRank
+from b4m.bases.sdxl.model import attention_linears
 from b4m.errors import B4MError
 
 
 class Small(nn.Module):
-    """A net with linears under attention's names and a UNet's call."""
+    """A net with linears under attention's names and no more than that."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.attn1 = nn.ModuleDict({"to_q": nn.Linear(5, 4), "to_k": nn.Linear(4, 3)})
         self.attn1.to(dtype)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: float,
-        encoder_hidden_states: Tensor,
-        added_cond_kwargs: dict[str, Tensor],
-        return_dict: bool = True,
-    ) -> tuple[Tensor]:
-        return (self.attn1["to_k"](torch.tanh(self.attn1["to_q"](x))),)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attn1["to_k"](torch.tanh(self.attn1["to_q"](x)))
 
 
 def small(dtype: torch.dtype = torch.float32) -> Small:
     torch.manual_seed(0)
     return Small(dtype)
-
-
-def call(adapted: AdaptedModel, x: Tensor) -> Tensor:
-    return adapted(x, 0.0, torch.empty(0), {})
 
 
 def draw(out: int, into: int, seed: int) -> LowRank:
@@ -60,23 +50,23 @@ def test_deltas_act_like_weights_with_dw_added_and_sets_are_switched() -> None:
     q, k, other = draw(4, 5, 0), draw(3, 4, 1), draw(4, 5, 2)
     adapted = AdaptedModel(net, fixed({"attn1.to_q": q, "attn1.to_k": k}))
     adapted.add("style", fixed({"attn1.to_q": other}))
-    torch.testing.assert_close(call(adapted, x), by_hand(net, x, q, k))
+    torch.testing.assert_close(adapted(x), by_hand(net, x, q, k))
     adapted.use("style")
-    torch.testing.assert_close(call(adapted, x), by_hand(net, x, other, None))
+    torch.testing.assert_close(adapted(x), by_hand(net, x, other, None))
     adapted.use(None)
-    assert torch.equal(call(adapted, x), net(x, 0.0, x, {})[0])
+    assert torch.equal(adapted(x), net(x))
     adapted.use("merged")
-    torch.testing.assert_close(call(adapted, x), by_hand(net, x, q, k))
+    torch.testing.assert_close(adapted(x), by_hand(net, x, q, k))
     assert isinstance(adapted.deltas("style")["attn1.to_q"], FrozenDelta)
 
 
 def test_removed_deltas_leave_the_net_as_it_was() -> None:
     net, x = small(), torch.randn(6, 5)
-    before = net(x, 0.0, x, {})[0]
+    before = net(x)
     adapted = AdaptedModel(net, fixed({"attn1.to_q": draw(4, 5, 0)}))
-    assert not torch.equal(call(adapted, x), before)
+    assert not torch.equal(adapted(x), before)
     assert adapted.remove() is net
-    assert torch.equal(net(x, 0.0, x, {})[0], before)
+    assert torch.equal(net(x), before)
 
 
 def test_only_the_deltas_learn_and_they_are_seen_as_parameters() -> None:
@@ -86,7 +76,7 @@ def test_only_the_deltas_learn_and_they_are_seen_as_parameters() -> None:
     adapted = AdaptedModel(net, {"attn1.to_q": pair, "attn1.to_k": plp})
     learning = [p for p in adapted.parameters() if p.requires_grad]
     assert {id(p) for p in learning} == {id(p) for p in (*pair.parameters(), *plp.parameters())}
-    call(adapted, torch.randn(6, 5)).square().sum().backward()
+    adapted(torch.randn(6, 5)).square().sum().backward()
     assert all(p.grad is not None for p in learning)
     assert all(p.grad is None for p in net.parameters())
     assert any("up_frozen" in name for name, _ in adapted.named_buffers())
@@ -95,7 +85,7 @@ def test_only_the_deltas_learn_and_they_are_seen_as_parameters() -> None:
 def test_gradients_are_those_of_the_dense_weights() -> None:
     net, x, start = small(), torch.randn(6, 5), draw(4, 5, 0)
     pair = LoRADelta(start.up, start.down)
-    call(AdaptedModel(net, {"attn1.to_q": pair}), x).square().sum().backward()
+    AdaptedModel(net, {"attn1.to_q": pair})(x).square().sum().backward()
     up, down = start.up.clone().requires_grad_(), start.down.clone().requires_grad_()
     by_hand(net, x, LowRank(up, down), None).square().sum().backward()
     torch.testing.assert_close(pair.up_learnable.grad, up.grad)
@@ -105,7 +95,7 @@ def test_gradients_are_those_of_the_dense_weights() -> None:
 def test_a_half_precision_base_takes_float32_deltas() -> None:
     net, x = small(torch.bfloat16), torch.randn(6, 5)
     pair = LoRADelta(draw(4, 5, 0).up, draw(4, 5, 0).down)
-    output = call(AdaptedModel(net, {"attn1.to_q": pair}), x.bfloat16())
+    output = AdaptedModel(net, {"attn1.to_q": pair})(x.bfloat16())
     output.float().sum().backward()
     assert output.dtype == torch.bfloat16
     assert pair.up_learnable.grad.dtype == torch.float32
@@ -117,7 +107,7 @@ def test_deltas_work_under_autocast() -> None:
     pair = LoRADelta(draw(4, 5, 0).up, draw(4, 5, 0).down)
     adapted = AdaptedModel(small(), {"attn1.to_q": pair})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = call(adapted, torch.randn(6, 5))
+        output = adapted(torch.randn(6, 5))
     output.float().sum().backward()
     assert pair.up_learnable.grad.dtype == torch.float32
 
@@ -137,7 +127,7 @@ def test_a_refused_set_leaves_no_hooks() -> None:
     with pytest.raises(B4MError):
         adapted.add("style", fixed({"attn1.to_q": draw(4, 5, 0), "attn1.to_k": draw(9, 9, 0)}))
     assert not net.attn1["to_q"]._forward_hooks
-    assert torch.equal(call(adapted, x), net(x, 0.0, x, {})[0])
+    assert torch.equal(adapted(x), net(x))
 
 
 def test_a_unet_has_eight_attention_linears_per_transformer_block(tiny_base: Path) -> None:
@@ -169,6 +159,7 @@ def test_deltas_train_in_a_real_unet(tiny_base: Path, checkpointing: bool) -> No
     x = torch.randn(2, config.in_channels, 8, 8, generator=generator, requires_grad=True)
     text = torch.randn(2, 5, config.cross_attention_dim, generator=generator)
     added = {"text_embeds": torch.ones(2, pooled), "time_ids": torch.ones(2, 6)}
-    adapted(x, torch.tensor([1, 900]), text, added).square().mean().backward()
+    output = adapted(x, torch.tensor([1, 900]), text, added_cond_kwargs=added).sample
+    output.square().mean().backward()
     gradients = [pair.up_learnable.grad for pair in pairs.values()]
     assert all(g is not None and bool(g.any()) for g in gradients)

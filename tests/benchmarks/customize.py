@@ -3,7 +3,7 @@
     python -m tests.benchmarks.customize --out runs/customize
 
 Ten held-out contents from ONE picture each, five held-out styles from 1, 5 and 20 pictures, plain
-adapters and their direct merge, all fifty pairs, beside the identity rows. Writes table.md and
+adapters and their direct merge, all fifty pairs, beside the baselines. Writes table.md and
 sheet.png. About half an hour of one CPU core; a killed run goes on where it stopped.
 """
 
@@ -97,7 +97,7 @@ def sheet(folders: dict[int, Path]) -> Image.Image:
     drawn = {
         count: {
             (sample.label, sample.content, sample.style, sample.seed): sample.path
-            for sample in read_samples(sorted(folder.glob("samples/*/*")))
+            for sample in read_samples(sorted(folder.glob("samples/*")))
         }
         for count, folder in folders.items()
     }

@@ -32,18 +32,18 @@ from torch import nn
 
 import b4m
 from b4m.adapters.adapter import Adapter
-from b4m.adapters.attach import attention_linears
-from b4m.bases.sdxl import Base
+from b4m.bases.base import Base
 from b4m.bases.sdxl.blocks import role_of, sdxl_linear_shapes
-from b4m.config import MergeSettings
-from b4m.files.adapter_files import write_adapter
+from b4m.files import write_adapter
 from b4m.merging.context import MergeContext
 from b4m.merging.layerwise import Pairs, paired
-from b4m.merging.mask_learning import MaskedMerge, learn, start_by_least_squares
+from b4m.merging.mask_learning import MaskedMerge, learn
+from b4m.merging.recording import start_by_least_squares
 from b4m.merging.teacher_bank import Bank
-from b4m.methods import MERGES
 from b4m.methods.duolora import DuoLoss, start_by_prior
 from b4m.methods.ziplora import ZipLoss
+from b4m.settings import MaskSettings
+from tests import runs
 from tests.benchmarks.random_world import random_adapter, random_bank, random_sdxl
 from tests.methods.naive import NaiveMerge, naive
 
@@ -66,7 +66,7 @@ def main() -> None:
         results["closed_forms"] = closed_forms(flags)
         _write(flags.out, results)
     if flags.base:
-        from b4m.bases.sdxl import load_base
+        from b4m.bases import load_base
 
         base = load_base(flags.base, device=flags.device)
         results[f"learned on {flags.base}"] = learned(base, 8, flags, checkpointing=False)
@@ -94,7 +94,7 @@ def closed_forms(flags: argparse.Namespace) -> list[dict[str, Any]]:
     for device in dict.fromkeys(("cpu", flags.device)):
         content, style = (random_adapter(shapes, flags.rank, seed, device) for seed in (1, 2))
         for method in CLOSED:
-            run = partial(MERGES[method], content, style, MergeContext("", MergeSettings()))
+            run = partial(runs.merge, method, content, style)
             rank = max(pair.rank for pair in run().layers.values())  # and warms up
             seconds = _timed(run, device)
             what = f"{method}, {len(shapes)} layers"
@@ -137,7 +137,7 @@ def peft_svd(shapes: dict[str, tuple[int, int]], flags: argparse.Namespace) -> l
 
 def bytes_on_disk(content: Adapter, style: Adapter) -> list[dict[str, Any]]:
     """The merged file, and what the dense O x I matrices would take in the same 16 bits."""
-    merged = MERGES["direct"](content, style, MergeContext("", MergeSettings()))
+    merged = runs.merge("direct", content, style)
     dense = sum(p.out_features * p.in_features for p in merged.layers.values())
     factors = sum(p.up.numel() + p.down.numel() for p in merged.layers.values())
     with tempfile.TemporaryDirectory() as folder:
@@ -155,12 +155,12 @@ def learned(
     base: Base, rank: int, flags: argparse.Namespace, checkpointing: bool
 ) -> list[dict[str, Any]]:
     """Ours and the naive way on one base: seconds per step and pair, peak memory, loss curves."""
-    shapes = {n: (m.out_features, m.in_features) for n, m in attention_linears(base.unet).items()}
+    shapes = {n: (m.out_features, m.in_features) for n, m in base.linears().items()}
     adapters = [random_adapter(shapes, rank, seed, str(base.device), 0.08) for seed in (1, 2)]
     adapters = [Adapter({n: p.to(dtype=base.dtype) for n, p in a.layers.items()}) for a in adapters]
     pairs = paired(adapters[0].layers, adapters[1].layers)
     bank = random_bank(base, entries=4)
-    unet: Any = base.unet
+    unet: Any = base.model
     if checkpointing:
         unet.enable_gradient_checkpointing()
     else:
@@ -255,9 +255,9 @@ def least_squares(
                 start_by_prior(state)
             if start.endswith("gradient steps"):
                 with tempfile.TemporaryDirectory() as folder:
-                    settings = MergeSettings(steps=steps, checkpoint_every=0)
-                    place = {"workdir": Path(folder), "name": method}
-                    seconds = _timed(partial(learn, state, bank, loss, settings, **place), device)
+                    settings = MaskSettings(steps=steps, checkpoint_every=0)
+                    context = MergeContext(settings, workdir=Path(folder))
+                    seconds = _timed(partial(learn, state, bank, loss, context, method), device)
             rows.append(
                 {"what": f"{method}: {start}", "s": seconds, **_mean_losses(state, bank, loss)}
             )

@@ -8,7 +8,8 @@ import torch
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
-from b4m.bases.sdxl import Base, Conditioning
+from b4m.bases.base import Base, Conditioning
+from b4m.bases.sdxl.model import SDXLBase
 from b4m.merging.teacher_bank import Bank, ConceptImages, build_bank
 
 SDXL_UNET: dict[str, Any] = {
@@ -53,17 +54,22 @@ def random_adapter(
 
 def random_bank(base: Base, entries: int) -> Bank:
     """A bank of random latents and prompts of the base's sizes."""
-    config: Any = base.unet.config
+    config: Any = base.model.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 
     def images(seed: int) -> ConceptImages:
         generator = torch.Generator().manual_seed(seed)
-        size = (2, base.latent_channels, base.latent_side, base.latent_side)
+        size = (2, *base.latent_shape)
         mean, hidden = torch.randn(size, generator=generator), (2, 77, config.cross_attention_dim)
         texts = [
-            Conditioning(torch.randn(hidden, generator=generator),
-                         torch.randn(2, pooled, generator=generator)) for _ in range(2)
-        ]  # fmt: skip
+            Conditioning(
+                {
+                    "hidden": torch.randn(hidden, generator=generator),
+                    "pooled": torch.randn(2, pooled, generator=generator),
+                }
+            )
+            for _ in range(2)
+        ]
         return ConceptImages(mean, torch.full(size, 0.05), *texts)
 
     return build_bank(base, images(3), images(4), entries, seed=0)
@@ -85,4 +91,14 @@ def random_sdxl(device: torch.device, size: str) -> Base:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     )
     unet.requires_grad_(False).eval()
-    return Base(unet, vae, (), (), scheduler, "random SDXL", "", device, dtype)
+    return SDXLBase(
+        unet=unet,
+        vae=vae,
+        text_encoders=(),
+        tokenizers=(),
+        scheduler=scheduler,
+        id="random SDXL",
+        hash="",
+        device=device,
+        dtype=dtype,
+    )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from b4m.data.cache import Cache
-from b4m.bases.sdxl import encode_images, encode_prompts, load_base
+from b4m.bases import load_base
 from tests.data.worlds import drawing
 
 
@@ -17,12 +17,12 @@ def test_cached_values_are_the_encoders_own(tiny_base: Path, tmp_path: Path) -> 
         mean_NCHW, std_NCHW = Cache(tmp_path, base).latents(images)
         text = Cache(tmp_path, base).texts(["a snq cat", "a red car"])
     for index, image in enumerate(images):
-        mean_1CHW, std_1CHW = encode_images(base, [image])
+        mean_1CHW, std_1CHW = base.encode_images([image])
         assert torch.equal(mean_NCHW[index], mean_1CHW[0])
         assert torch.equal(std_NCHW[index], std_1CHW[0])
-    single = encode_prompts(base, ["a red car"])
-    assert torch.equal(text.hidden_BTD[1], single.hidden_BTD[0])
-    assert torch.equal(text.pooled_BP[1], single.pooled_BP[0])
+    single = base.encode_prompts(["a red car"])
+    assert torch.equal(text.tensors["hidden"][1], single.tensors["hidden"][0])
+    assert torch.equal(text.tensors["pooled"][1], single.tensors["pooled"][0])
 
 
 def test_encoders_run_once_per_picture(

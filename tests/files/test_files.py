@@ -30,9 +30,9 @@ from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
 from b4m.bases.sdxl import blocks
+from b4m.bases.sdxl.family import FAMILY
 from b4m.errors import B4MError
-from b4m.files import keys
-from b4m.files.adapter_files import describe, read_adapter, write_adapter
+from b4m.files import describe, keys, read_adapter, write_adapter
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -187,10 +187,10 @@ def test_names_of_all_sdxl_linears_survive_every_style() -> None:
     for name in blocks.sdxl_linear_shapes():
         for style in STYLES.values():
             for part in ("down", "up"):
-                key = keys.parse(style(name, part))
+                key = keys.parse(style(name, part), FAMILY)
                 assert key is not None
                 assert (key.network, key.module, key.part) == ("unet", name, part)
-        down = keys.kohya_names("unet", name)[0]
+        down = keys.kohya_names(FAMILY, "unet", name)[0]
         assert down == STYLES["kohya"](name, "down")
 
 

@@ -8,11 +8,12 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from b4m.adapters.adapter import Adapter
-from b4m.adapters.attach import AdaptedModel, attention_linears
+from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.deltas import fixed
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
-from b4m.files.adapter_files import read_adapter, write_adapter
+from b4m.bases.sdxl.model import attention_linears
+from b4m.files import read_adapter, write_adapter
 
 INNER = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 
@@ -44,8 +45,6 @@ def predict(unet: nn.Module) -> Tensor:
     text = torch.randn(2, 7, config.cross_attention_dim, generator=generator)
     added = {"text_embeds": torch.ones(2, pooled), "time_ids": torch.ones(2, 6)}
     with torch.no_grad():
-        if isinstance(unet, AdaptedModel):
-            return unet(x, torch.tensor([3, 700]), text, added)
         return unet(x, torch.tensor([3, 700]), text, added_cond_kwargs=added).sample
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
 from b4m.errors import B4MError
-from b4m.files.adapter_files import read_adapter, write_adapter
+from b4m.files import read_adapter, write_adapter
 
 EIGHT = torch.float8_e4m3fn
 RESNET = "lora_unet_input_blocks_1_0_in_layers_2"
@@ -107,7 +107,7 @@ def test_a_header_of_ours_with_nonsense_is_refused(tmp_path: Path) -> None:
         (lambda a: adapter(text=True), "peft", "float32", "holds one network"),
         (lambda a: Adapter({DOWN: pair(0).scale(1e9)}), "kohya", "float16", "infinite"),
         (lambda a: Adapter({DOWN: pair(0).scale(torch.nan)}), "kohya", "float32", "NaN"),
-        (lambda a: Adapter({"conv_in": pair(0)}), "kohya", "float32", "no linears.*conv_in"),
+        (lambda a: Adapter({"conv_in": pair(0)}), "kohya", "float32", "not linears.*conv_in"),
         (lambda a: replace(a, text_layers={"vae.x": pair(1)}), "kohya", "float32", "vae.x"),
     ],
 )  # fmt: skip

@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from b4m.adapters.lowrank import LowRank
-from b4m.bases.sdxl import Base
+from b4m.bases.base import Base
 from b4m.merging.layerwise import paired
 from b4m.merging.least_squares import Masks, Moments, solve_columns, solve_ranks, solve_rows
-from b4m.merging.mask_learning import MaskedMerge, start_by_least_squares
+from b4m.merging.mask_learning import MaskedMerge
 from b4m.merging.masks import apply_mask, mask_size
+from b4m.merging.recording import start_by_least_squares
 from b4m.methods.ziplora import ZipLoss
 from tests.methods.draws import adapters_of, bank_of, draw_pair
 
@@ -138,4 +139,4 @@ def test_the_start_brings_the_merge_closer_to_both_teachers(axis: str, base: Bas
         assert after < 0.85 * before
     finally:
         merge.close()
-    assert not base.unet.get_submodule(next(iter(content.layers)))._forward_pre_hooks
+    assert not base.model.get_submodule(next(iter(content.layers)))._forward_pre_hooks

@@ -7,7 +7,7 @@ from torch import Tensor
 from b4m.adapters.lowrank import LowRank
 from b4m.bases.sdxl.blocks import sdxl_linear_shapes
 from b4m.errors import B4MError
-from b4m.merging.masks import AXES, Masked, mask_size
+from b4m.merging.masks import AXES, MaskedSum, mask_size
 
 
 def draw(rank: int, seed: int, out: int = 6, into: int = 9) -> LowRank:
@@ -16,8 +16,8 @@ def draw(rank: int, seed: int, out: int = 6, into: int = 9) -> LowRank:
     return LowRank(up, torch.randn(rank, into, generator=generator))
 
 
-def masked(axis: str) -> Masked:
-    module = Masked(draw(3, 0), draw(5, 1), axis)
+def masked(axis: str) -> MaskedSum:
+    module = MaskedSum(draw(3, 0), draw(5, 1), axis)
     torch.manual_seed(0)
     for mask in module.parameters():
         mask.data.normal_()
@@ -46,7 +46,7 @@ def test_live_masks_are_the_dense_rule_and_the_exported_pair(axis: str) -> None:
 
 @pytest.mark.parametrize("axis", AXES)
 def test_masks_of_ones_are_the_direct_merge_and_zero_leaves_the_other(axis: str) -> None:
-    module = Masked(draw(3, 0), draw(5, 1), axis)
+    module = MaskedSum(draw(3, 0), draw(5, 1), axis)
     assert torch.equal(module.lowrank().up, (draw(3, 0) + draw(5, 1)).up)
     assert torch.equal(module.lowrank().down, (draw(3, 0) + draw(5, 1)).down)
     module.m_style.data.zero_()
@@ -79,14 +79,14 @@ def test_masks_on_sdxl_have_the_published_counts() -> None:
 
 
 def test_every_mask_has_its_own_storage() -> None:
-    modules = [Masked(draw(3, 0), draw(5, 1), "rank") for _ in range(4)]
+    modules = [MaskedSum(draw(3, 0), draw(5, 1), "rank") for _ in range(4)]
     storages = {mask.data_ptr() for module in modules for mask in module.parameters()}
     assert len(storages) == 8
 
 
 @pytest.mark.parametrize("axis", AXES)
 def test_a_layer_that_one_side_lacks_counts_as_zero(axis: str) -> None:
-    module = Masked(draw(3, 0), LowRank.zero(6, 9), axis)
+    module = MaskedSum(draw(3, 0), LowRank.zero(6, 9), axis)
     x = torch.randn(4, 9)
     torch.testing.assert_close(module(x), draw(3, 0).apply(x))
     torch.testing.assert_close(module.lowrank().dense(), draw(3, 0).dense())
@@ -102,6 +102,6 @@ def test_masks_compute_in_the_inputs_dtype() -> None:
 
 def test_unknown_axes_and_unequal_layers_are_refused() -> None:
     with pytest.raises(B4MError, match="rank, rows, columns"):
-        Masked(draw(3, 0), draw(3, 1), "diagonal")
+        MaskedSum(draw(3, 0), draw(3, 1), "diagonal")
     with pytest.raises(B4MError, match="one layer"):
-        Masked(draw(3, 0), draw(3, 1, out=7))
+        MaskedSum(draw(3, 0), draw(3, 1, out=7))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from b4m.adapters.adapter import Adapter
-from b4m.bases.sdxl import Base
-from b4m.bases.sdxl.sample import attached
+from b4m.bases.base import Base
+from b4m.bases.sampling import attached
 from b4m.data.cache import Cache
 from b4m.data.manifest import read_manifest, training_rows
 from b4m.train.training_set import Noise, denoising_losses, read_training_set
@@ -25,9 +25,9 @@ def loss_of(
         examples = read_training_set(prepared, rows, base, Cache(tmp_path, base))
         generator = torch.Generator().manual_seed(99)
         picks = [index % len(rows) for index in range(64)]
-        x0_BCHW, text = examples.draw(picks, generator, base.device)
-        noise = Noise.draw(base, 64, generator)
+        x0_BCHW, text = examples.sample(picks, generator, base.device)
+        noise = Noise.sample(base, 64, generator)
         with torch.no_grad(), attached(base, adapter):
-            return float(denoising_losses(base.unet, base, x0_BCHW, noise, text).mean())
+            return float(denoising_losses(base.model, base, x0_BCHW, noise, text).mean())
 
     return measure

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
-from b4m.adapters.attach import attention_linears
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
-from b4m.bases.sdxl import Base, encode_prompts, predict
-from b4m.bases.sdxl.sample import attached
+from b4m.bases.base import Base
+from b4m.bases.sampling import attached
 from b4m.merging.teacher_bank import Bank, ConceptImages, build_bank
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -35,7 +34,7 @@ def draw_adapter(
 
 
 def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
-    return {n: (m.out_features, m.in_features) for n, m in attention_linears(base.unet).items()}
+    return {n: (m.out_features, m.in_features) for n, m in base.linears().items()}
 
 
 def adapters_of(base: Base, content_rank: int = 3, style_rank: int = 4) -> tuple[Adapter, Adapter]:
@@ -53,11 +52,11 @@ def adapters_of(base: Base, content_rank: int = 3, style_rank: int = 4) -> tuple
 def look(base: Base, adapter: Adapter | None) -> Tensor:
     """The UNet's output with the adapter (or what hangs on it now), for two fixed inputs."""
     generator = torch.Generator().manual_seed(7)
-    size = (2, base.latent_channels, base.latent_side, base.latent_side)
+    size = (2, *base.latent_shape)
     x_BCHW = torch.randn(size, generator=generator)
-    text = encode_prompts(base, ["a snq teapot in w@z style", "a red car"])
+    text = base.encode_prompts(["a snq teapot in w@z style", "a red car"])
     with attached(base, adapter):
-        return predict(base.unet, base, x_BCHW, torch.tensor([200, 700]), text)
+        return base.predict(base.model, x_BCHW, torch.tensor([200, 700]), text)
 
 
 @contextmanager
@@ -66,7 +65,7 @@ def dense_weights(base: Base, additions: Mapping[str, Tensor]) -> Iterator[None]
     kept = {}
     with torch.no_grad():
         for name, dense_OI in additions.items():
-            weight = base.unet.get_submodule(name).weight
+            weight = base.model.get_submodule(name).weight
             kept[name] = weight.clone()
             weight += dense_OI
     try:
@@ -74,18 +73,18 @@ def dense_weights(base: Base, additions: Mapping[str, Tensor]) -> Iterator[None]
     finally:
         with torch.no_grad():
             for name, weight in kept.items():
-                base.unet.get_submodule(name).weight.copy_(weight)
+                base.model.get_submodule(name).weight.copy_(weight)
 
 
 def bank_of(base: Base, entries: int, seed: int = 0) -> Bank:
     """A bank of random latents: 3 pictures of the content, 2 of the style."""
-    joint_prompt = encode_prompts(base, ["a snq teapot in w@z style"])
+    joint_prompt = base.encode_prompts(["a snq teapot in w@z style"])
 
     def images(count: int, prompt: str, draw: int) -> ConceptImages:
         generator = torch.Generator().manual_seed(draw)
-        size = (count, base.latent_channels, base.latent_side, base.latent_side)
+        size = (count, *base.latent_shape)
         mean_NCHW = torch.randn(size, generator=generator)
-        prompts = encode_prompts(base, [prompt] * count)
+        prompts = base.encode_prompts([prompt] * count)
         return ConceptImages(mean_NCHW, 0.1 * torch.ones(size), prompts, joint_prompt[[0] * count])
 
     content, style = images(3, "a snq teapot", 3), images(2, "a red car in w@z style", 4)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from b4m.adapters.lowrank import LowRank
-from b4m.bases.sdxl import Base, Conditioning, time_ids
+from b4m.bases.base import Conditioning
+from b4m.bases.sdxl.model import SDXLBase
 from b4m.merging.teacher_bank import Bank
 
 
@@ -58,14 +59,14 @@ class NaiveMerge:
     """The UNet with its linears exchanged, four or eight forwards a step, plain Adam."""
 
     def __init__(
-        self, base: Base, pairs: Mapping[str, tuple[LowRank, LowRank]], axis: str, bank: Bank
+        self, base: SDXLBase, pairs: Mapping[str, tuple[LowRank, LowRank]], axis: str, bank: Bank
     ) -> None:
         self.base, self.bank = base, bank
-        base.unet.requires_grad_(False)
+        base.model.requires_grad_(False)
         self.layers: dict[str, DenseMerge] = {}
         for name, (content, style) in pairs.items():
             parent, _, leaf = name.rpartition(".")
-            holder = base.unet.get_submodule(parent)
+            holder = base.model.get_submodule(parent)
             dense = DenseMerge(holder.get_submodule(leaf), content, style, axis)
             setattr(holder, leaf, dense)
             self.layers[name] = dense
@@ -73,7 +74,7 @@ class NaiveMerge:
     def restore(self) -> None:
         for name, dense in self.layers.items():
             parent, _, leaf = name.rpartition(".")
-            setattr(self.base.unet.get_submodule(parent), leaf, dense.linear)
+            setattr(self.base.model.get_submodule(parent), leaf, dense.linear)
 
     def masks(self) -> list[nn.Parameter]:
         return [m for one in self.layers.values() for m in (one.m_content, one.m_style)]
@@ -82,9 +83,12 @@ class NaiveMerge:
         for one in self.layers.values():
             one.mode = mode
         dtype = self.base.dtype
-        added = {"text_embeds": text.pooled_BP.to(dtype), "time_ids": time_ids(self.base, len(t_B))}
-        hidden = text.hidden_BTD.to(dtype)
-        output = self.base.unet(
+        added = {
+            "text_embeds": text.tensors["pooled"].to(dtype),
+            "time_ids": self.base.time_ids(len(t_B)),
+        }
+        hidden = text.tensors["hidden"].to(dtype)
+        output = self.base.model(
             x_BCHW.to(dtype), t_B, encoder_hidden_states=hidden, added_cond_kwargs=added
         )
         return output.sample.float()
@@ -166,7 +170,7 @@ class NaiveMerge:
 
 @contextmanager
 def naive(
-    base: Base, pairs: Mapping[str, tuple[LowRank, LowRank]], axis: str, bank: Bank
+    base: SDXLBase, pairs: Mapping[str, tuple[LowRank, LowRank]], axis: str, bank: Bank
 ) -> Iterator[NaiveMerge]:
     """The naive merge for the block's time; afterwards the UNet is as before."""
     state = NaiveMerge(base, pairs, axis, bank)

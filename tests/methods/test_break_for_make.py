@@ -9,22 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from b4m.adapters.adapter import Adapter
-from b4m.adapters.attach import AdaptedModel, attention_linears
+from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.deltas import PLP, learnable_size
 from b4m.adapters.lowrank import LowRank
-from b4m.bases.sdxl import Base, encode_prompts
-from b4m.config import MergeSettings, TrainSettings
+from b4m.bases.base import Base
 from b4m.data.manifest import partner_rows, read_manifest, write_manifest
 from b4m.errors import B4MError
-from b4m.files.adapter_files import read_adapter, write_adapter
+from b4m.files import read_adapter, write_adapter
 from b4m.merging.context import MergeContext
-from b4m.methods import MERGES, TRAINERS
-from b4m.methods.break_for_make import GradientRouted, joined, main_factor
-from b4m.train.training_set import Noise, denoising_losses
-
-SETTINGS = TrainSettings(
-    rank=4, steps=6, batch_size=2, accumulation=1, lr=1e-2, lr_other=1e-3, weight_decay=0.5
+from b4m.methods import break_for_make
+from b4m.methods.break_for_make import (
+    BreakSettings,
+    GradientRouted,
+    MakeSettings,
+    joined,
+    main_factor,
 )
+from b4m.train.training_set import Noise, denoising_losses
+from tests import runs
+
+FAST = {
+    "rank": 4,
+    "steps": 6,
+    "batch_size": 2,
+    "accumulation": 1,
+    "lr": 1e-2,
+    "lr_other": 1e-3,
+    "weight_decay": 0.5,
+}
+SETTINGS = BreakSettings(**FAST)
 
 
 class Stop(Exception):
@@ -41,9 +54,9 @@ class StopAtReport:
         raise Stop
 
 
-def start_of(base: Base, name: str, settings: TrainSettings) -> PLP:
+def start_of(base: Base, name: str, settings: BreakSettings) -> PLP:
     """The frozen blocks that a layer must have; the learnable ones are another draw."""
-    linear = attention_linears(base.unet)[name]
+    linear = base.linears()[name]
     return PLP.start(
         linear.out_features,
         linear.in_features,
@@ -64,21 +77,21 @@ def halves(
     work = tmp_path_factory.mktemp("work")
     names = {"content": "teapot", "style": "stripes"}
     return {
-        kind: TRAINERS["b4m"](kind, prepared, name, base, SETTINGS, work)
+        kind: runs.train("b4m", kind, prepared, name, base, work, **FAST)
         for kind, name in names.items()
     }
 
 
-def context(base: Base, data: Path, work: Path, **settings: object) -> MergeContext:
-    chosen = MergeSettings(**{"steps": 4, "accumulation": 1, **settings})  # type: ignore[arg-type]
-    return MergeContext(base.id, chosen, data, work, loader=lambda _: base)
+def context(base: Base, data: Path, work: Path, **settings: object) -> MergeContext[MakeSettings]:
+    chosen = MakeSettings(**{"steps": 4, "accumulation": 1, **settings})
+    return MergeContext(chosen, base, data, work)
 
 
 @pytest.mark.parametrize("kind", ["content", "style"])
 def test_frozen_blocks_keep_their_bits_under_weight_decay(
     base: Base, halves: dict[str, Adapter], kind: str
 ) -> None:
-    assert set(halves[kind].layers) == set(attention_linears(base.unet))
+    assert set(halves[kind].layers) == set(base.linears())
     for name, pair in halves[kind].layers.items():
         begun, ended = start_of(base, name, SETTINGS), PLP.cut(pair, SETTINGS.split)
         assert torch.equal(ended.up_frozen, begun.up_frozen)
@@ -90,13 +103,13 @@ def test_frozen_blocks_keep_their_bits_under_weight_decay(
 def test_optimizer_state_exists_for_learnable_blocks_only(
     base: Base, prepared: Path, tmp_path: Path, kind: str
 ) -> None:
-    settings = replace(SETTINGS, steps=20, checkpoint_every=5)
+    settings = {**FAST, "steps": 20, "checkpoint_every": 5}
     concept = {"content": "teapot", "style": "stripes"}[kind]
     with pytest.raises(Stop):
-        TRAINERS["b4m"](kind, prepared, concept, base, settings, tmp_path, StopAtReport())
+        runs.train("b4m", kind, prepared, concept, base, tmp_path, StopAtReport(), **settings)
     (path,) = tmp_path.glob("checkpoint-*.pt")
     checkpoint = torch.load(path, weights_only=True)
-    linears = attention_linears(base.unet).values()
+    linears = base.linears().values()
     share = sum(learnable_size(m.out_features, m.in_features, 4, 0.5) for m in linears)
     everything = sum(learnable_size(m.out_features, m.in_features, 4, 0.0) for m in linears)
     assert share * 2 == everything
@@ -109,15 +122,15 @@ def test_optimizer_state_exists_for_learnable_blocks_only(
 @pytest.mark.parametrize("main", ["down", "up"])
 def test_one_backward_gives_each_block_its_own_examples_gradient(base: Base, main: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    plps = {name: start_of(base, name, SETTINGS) for name in attention_linears(base.unet)}
+    plps = {name: start_of(base, name, SETTINGS) for name in base.linears()}
     for plp in plps.values():
         nn.init.normal_(plp.up_learnable, std=0.1, generator=generator)
     x0 = torch.randn(3, 4, 8, 8, generator=generator)
-    noise = Noise.draw(base, 3, generator)
-    text = encode_prompts(base, ["a snq cat", "a car in w@z style", "a cat in w@z style"])
+    noise = Noise.sample(base, 3, generator)
+    text = base.encode_prompts(["a snq cat", "a car in w@z style", "a cat in w@z style"])
 
     def losses(deltas: Mapping[str, nn.Module]) -> Tensor:
-        model = AdaptedModel(base.unet, deltas)
+        model = AdaptedModel(base.model, deltas)
         try:
             return denoising_losses(model, base, x0, noise, text)
         finally:
@@ -153,16 +166,20 @@ def test_partners_alone_do_not_move_the_main_block(
     """With the main rate at 0 only partners act; with the other rate at 0 only main pictures."""
     assert main_factor(kind, role) == factor
     concept = {"content": "teapot", "style": "stripes"}[kind]
-    runs = {}
+    trained = {}
     for moved, rates in (("other", (0.0, 1e-2)), ("main", (1e-2, 0.0)), ("none", (0.0, 0.0))):
-        settings = replace(SETTINGS, steps=2, role=role, lr=rates[0], lr_other=rates[1])
-        runs[moved] = TRAINERS["b4m"](kind, prepared, concept, base, settings, tmp_path)
-    name = next(iter(runs["none"].layers))
-    still = PLP.cut(runs["none"].layers[name], 0.5)
+        work = tmp_path / moved
+        run = runs.open_run("b4m", kind, prepared, concept, base, work, **FAST | {"role": role})
+        # A rate of 0 is out of range for users.
+        update = {"steps": 2, "lr": rates[0], "lr_other": rates[1]}
+        run = replace(run, settings=run.settings.model_copy(update=update))
+        trained[moved] = break_for_make.train(run)
+    name = next(iter(trained["none"].layers))
+    still = PLP.cut(trained["none"].layers[name], 0.5)
     main = f"{factor}_learnable"
     other = "up_learnable" if factor == "down" else "down_learnable"
     for moved, kept, changed in (("other", main, other), ("main", other, main)):
-        ended = PLP.cut(runs[moved].layers[name], 0.5)
+        ended = PLP.cut(trained[moved].layers[name], 0.5)
         assert torch.equal(getattr(ended, kept), getattr(still, kept))
         assert not torch.equal(getattr(ended, changed), getattr(still, changed))
 
@@ -176,7 +193,7 @@ def test_without_partners_only_the_main_block_learns(
     rows = read_manifest(alone)
     write_manifest(alone, [row for row in rows if row.role != "partner"])
     assert not partner_rows(read_manifest(alone), "content")
-    adapter = TRAINERS["b4m"]("content", alone, "teapot", base, SETTINGS, tmp_path / "work")
+    adapter = runs.train("b4m", "content", alone, "teapot", base, tmp_path / "work", **FAST)
     assert all(not PLP.cut(pair, 0.5).up_learnable.any() for pair in adapter.layers.values())
 
 
@@ -199,14 +216,14 @@ def test_the_file_says_how_the_half_was_broken(
 def test_make_starts_at_exactly_the_two_halves(
     base: Base, prepared: Path, tmp_path: Path, role: str
 ) -> None:
-    settings = replace(SETTINGS, steps=2, role=role)
-    content = TRAINERS["b4m"]("content", prepared, "teapot", base, settings, tmp_path)
-    style = TRAINERS["b4m"]("style", prepared, "stripes", base, settings, tmp_path)
+    settings = {**FAST, "steps": 2, "role": role}
+    content = runs.train("b4m", "content", prepared, "teapot", base, tmp_path, **settings)
+    style = runs.train("b4m", "style", prepared, "stripes", base, tmp_path, **settings)
     files = [
         read_adapter(write_adapter(tmp_path / f"{index}.safetensors", adapter))
         for index, adapter in enumerate((content, style))
     ]
-    merged = MERGES["b4m"](*files, context(base, prepared, tmp_path, steps=0))
+    merged = break_for_make.merge(*files, context(base, prepared, tmp_path, steps=0))
     for name, pair in merged.layers.items():
         ours, theirs = PLP.cut(content.layers[name], 0.5), PLP.cut(style.layers[name], 0.5)
         up_half, down_half = (theirs, ours) if role == "content-down" else (ours, theirs)
@@ -221,7 +238,7 @@ def test_make_trains_both_halves_and_keeps_frozen_blocks_and_rank(
     base: Base, prepared: Path, halves: dict[str, Adapter], tmp_path: Path
 ) -> None:
     content, style = halves["content"], halves["style"]
-    merged = MERGES["b4m"](content, style, context(base, prepared, tmp_path, make_lr=1e-2))
+    merged = break_for_make.merge(content, style, context(base, prepared, tmp_path, lr=1e-2))
     begun = joined(content, style)
     for name, pair in merged.layers.items():
         ended = PLP.cut(pair, 0.5)
@@ -248,12 +265,10 @@ def test_make_lowers_the_loss_on_both_references(
     preconditioner: str,
 ) -> None:
     begun, ended = (
-        MERGES["b4m"](
+        break_for_make.merge(
             halves["content"],
             halves["style"],
-            context(
-                base, prepared, tmp_path, make_lr=1e-2, steps=steps, preconditioner=preconditioner
-            ),
+            context(base, prepared, tmp_path, lr=1e-2, steps=steps, preconditioner=preconditioner),
         )
         for steps in (0, 30)
     )
@@ -265,10 +280,10 @@ def test_the_preconditioner_acts(
     base: Base, prepared: Path, halves: dict[str, Adapter], tmp_path: Path
 ) -> None:
     results = {
-        kind: MERGES["b4m"](
+        kind: break_for_make.merge(
             halves["content"],
             halves["style"],
-            context(base, prepared, tmp_path, preconditioner=kind, make_lr=1e-2),
+            context(base, prepared, tmp_path, preconditioner=kind, lr=1e-2),
         )
         for kind in ("riemannian", "plain")
     }
@@ -283,7 +298,7 @@ def test_make_is_repeatable(
 ) -> None:
     files = []
     for name in ("a", "b"):
-        merged = MERGES["b4m"](
+        merged = break_for_make.merge(
             halves["content"], halves["style"], context(base, prepared, tmp_path / name)
         )
         files.append(write_adapter(tmp_path / f"{name}.safetensors", merged).read_bytes())
@@ -308,10 +323,10 @@ def test_make_refuses_halves_that_do_not_fit(
     change: dict[str, object],
     message: str,
 ) -> None:
-    settings = replace(SETTINGS, steps=1, **change)  # type: ignore[arg-type]
-    style = TRAINERS["b4m"]("style", prepared, "stripes", base, settings, tmp_path)
+    settings = {**FAST, "steps": 1, **change}
+    style = runs.train("b4m", "style", prepared, "stripes", base, tmp_path, **settings)
     with pytest.raises(B4MError, match=message):
-        MERGES["b4m"](halves["content"], style, context(base, prepared, tmp_path))
+        break_for_make.merge(halves["content"], style, context(base, prepared, tmp_path))
 
 
 def test_make_refuses_what_are_no_halves(
@@ -320,21 +335,21 @@ def test_make_refuses_what_are_no_halves(
     content, style = halves["content"], halves["style"]
     around = context(base, prepared, tmp_path)
     with pytest.raises(B4MError, match="needs a content adapter .*, not a b4m style adapter"):
-        MERGES["b4m"](style, content, around)
+        break_for_make.merge(style, content, around)
     plain = replace(content, metadata=replace(content.metadata, method="lora"))
     with pytest.raises(B4MError, match="with method b4m, not a lora content adapter"):
-        MERGES["b4m"](plain, style, around)
+        break_for_make.merge(plain, style, around)
     elsewhere = replace(style, metadata=replace(style.metadata, base_hash="0" * 64, base_id="x"))
     with pytest.raises(B4MError, match="adapters fit only the base"):
-        MERGES["b4m"](content, elsewhere, around)
+        break_for_make.merge(content, elsewhere, around)
     fewer = replace(style, layers=dict(list(style.layers.items())[1:]))
     with pytest.raises(B4MError, match="only one of the two halves has the layer"):
-        MERGES["b4m"](content, fewer, around)
+        break_for_make.merge(content, fewer, around)
     name, pair = next(iter(style.layers.items()))
     moved = LowRank(pair.up * 1.001, pair.down)
     forged = replace(style, layers={**style.layers, name: moved})
     with pytest.raises(B4MError, match="not broken on the same orthogonal basis"):
-        MERGES["b4m"](content, forged, around)
+        break_for_make.merge(content, forged, around)
 
 
 def test_make_refuses_another_base_and_missing_data(
@@ -342,11 +357,11 @@ def test_make_refuses_another_base_and_missing_data(
 ) -> None:
     content, style = halves["content"], halves["style"]
     around = context(base, prepared, tmp_path)
-    other = replace(around, loader=lambda _: replace_hash(base))
+    other = replace(around, loaded=replace_hash(base))
     with pytest.raises(B4MError, match="this merge for"):
-        MERGES["b4m"](content, style, other)
-    with pytest.raises(B4MError, match="give the prepared data folder"):
-        MERGES["b4m"](content, style, replace(around, data_dir=None))
+        break_for_make.merge(content, style, other)
+    with pytest.raises(B4MError, match="give the prepared folder with --data"):
+        break_for_make.merge(content, style, replace(around, data=None))
 
 
 def replace_hash(base: Base) -> Base:
@@ -361,18 +376,20 @@ def replace_hash(base: Base) -> Base:
 def test_kinds_and_settings_that_make_no_sense_are_refused(
     base: Base, prepared: Path, tmp_path: Path
 ) -> None:
-    train = TRAINERS["b4m"]
+    def train(kind: str = "content", concept: str = "teapot", **change: object) -> Adapter:
+        settings = {**FAST, **change}
+        return runs.train("b4m", kind, prepared, concept, base, tmp_path, **settings)
+
     for change, message in (
         ({"rank": 0}, "rank=0 must be 1 or more"),
-        ({"alpha": 8.0}, "leave it 0"),
-        ({"role": "both"}, "choose one of content-down, content-up"),
-        ({"split": 1.0}, "outside"),
+        ({"alpha": 8.0}, "no setting 'alpha'"),
+        ({"role": "both"}, "must be one of 'content-down' or 'content-up'"),
+        ({"split": 1.0}, "must be less than 1"),
         ({"blocks": "nowhere"}, "keeps none"),
     ):
-        settings = replace(SETTINGS, **change)  # type: ignore[arg-type]
         with pytest.raises(B4MError, match=message):
-            train("content", prepared, "teapot", base, settings, tmp_path)
+            train(**change)
     with pytest.raises(B4MError, match="content or style, not 'joint'"):
-        train("joint", prepared, "teapot", base, SETTINGS, tmp_path)
+        main_factor("joint", "content-down")
     with pytest.raises(B4MError, match="no content 'cup'"):
-        train("content", prepared, "cup", base, SETTINGS, tmp_path)
+        train(concept="cup")

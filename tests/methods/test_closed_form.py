@@ -9,22 +9,16 @@ from torch import Tensor, nn
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
-from b4m.bases.sdxl import Base
-from b4m.config import MergeSettings
+from b4m.bases.base import Base
 from b4m.errors import B4MError
-from b4m.files.adapter_files import read_adapter, write_adapter
-from b4m.merging.context import MergeContext
+from b4m.files import read_adapter, write_adapter
 from b4m.merging.layerwise import side_by_side
-from b4m.methods import MERGES
+from tests import runs
 from tests.methods.draws import adapters_of, dense_weights, draw_adapter, draw_pair, look
 
 CLOSED = ("direct", "svd", "ties", "dare", "nplora")
+THINNING = ("ties", "dare")
 SHAPES = {"a": (20, 30), "b": (24, 24), "c": (32, 12)}
-
-
-def merged(method: str, content: Adapter, style: Adapter, settings: MergeSettings) -> Adapter:
-    result: Adapter = MERGES[method](content, style, MergeContext("none", settings))
-    return result
 
 
 def pair_of_adapters(content_rank: int = 4, style_rank: int = 4) -> tuple[Adapter, Adapter]:
@@ -82,10 +76,10 @@ def test_dense_result_is_pefts(
     method: str, kind: str, density: float | None, rank: int | None, weights: list[float]
 ) -> None:
     content, style = pair_of_adapters()
-    settings = MergeSettings(
-        content_weight=weights[0], style_weight=weights[1], density=density or 0.5, rank=rank or 0
-    )
-    ours = merged(method, content, style, settings)
+    settings = {"content_weight": weights[0], "style_weight": weights[1]}
+    settings |= {"density": density} if density else {}
+    settings |= {"rank": rank} if rank else {}
+    ours = runs.merge(method, content, style, **settings)
     theirs = peft_merge(content, style, kind, weights, density or 0.5, rank or 4)
     for name, pair in ours.layers.items():
         torch.testing.assert_close(pair.dense(), theirs[name], rtol=1e-5, atol=1e-5)
@@ -93,7 +87,7 @@ def test_dense_result_is_pefts(
 
 def test_direct_merge_is_the_weighted_sum_without_pefts_cross_terms() -> None:
     content, style = pair_of_adapters(3, 5)
-    result = merged("direct", content, style, MergeSettings(content_weight=2.0, style_weight=-0.5))
+    result = runs.merge("direct", content, style, content_weight=2.0, style_weight=-0.5)
     for name, pair in result.layers.items():
         wanted = 2.0 * content.layers[name].dense() - 0.5 * style.layers[name].dense()
         torch.testing.assert_close(pair.dense(), wanted)
@@ -102,7 +96,7 @@ def test_direct_merge_is_the_weighted_sum_without_pefts_cross_terms() -> None:
 
 def test_svd_keeps_the_dense_singular_values_and_reports_the_lost_energy() -> None:
     content, style = pair_of_adapters(3, 5)
-    result = merged("svd", content, style, MergeSettings(rank=2))
+    result = runs.merge("svd", content, style, rank=2)
     energy = lost = 0.0
     worst = 0.0
     for name, pair in result.layers.items():
@@ -123,8 +117,9 @@ def test_svd_keeps_the_dense_singular_values_and_reports_the_lost_energy() -> No
 @pytest.mark.parametrize("method", CLOSED)
 def test_every_merge_can_be_truncated_and_says_what_it_lost(method: str) -> None:
     content, style = pair_of_adapters()
-    whole = merged(method, content, style, MergeSettings(rank=0, density=0.9))
-    cut = merged(method, content, style, MergeSettings(rank=2, density=0.9))
+    dense = {"density": 0.9} if method in THINNING else {}
+    whole = runs.merge(method, content, style, rank=0, **dense)
+    cut = runs.merge(method, content, style, rank=2, **dense)
     assert {pair.rank for pair in cut.layers.values()} == {2}
     assert 0.0 < cut.metadata.config["energy_lost"]["total"] < 1.0
     if method != "svd":
@@ -134,7 +129,7 @@ def test_every_merge_can_be_truncated_and_says_what_it_lost(method: str) -> None
 @pytest.mark.parametrize("method", CLOSED)
 def test_rank_never_exceeds_the_sum_of_ranks(method: str) -> None:
     content, style = pair_of_adapters(3, 5)
-    for pair in merged(method, content, style, MergeSettings()).layers.values():
+    for pair in runs.merge(method, content, style).layers.values():
         assert pair.rank <= 8
 
 
@@ -144,8 +139,9 @@ def test_a_layer_of_one_side_alone_is_kept_and_text_layers_too(method: str) -> N
     only_content = {name: pair for name, pair in content.layers.items() if name != "b"}
     only_style = {name: pair for name, pair in style.layers.items() if name != "a"}
     text = {"text_encoder.layer": draw_pair(8, 8, 2, 5)}
-    settings = MergeSettings(density=1.0)
-    result = merged(method, Adapter(only_content), Adapter(only_style, text_layers=text), settings)
+    whole = {"density": 1.0} if method in THINNING else {}
+    both = Adapter(only_content), Adapter(only_style, text_layers=text)
+    result = runs.merge(method, *both, **whole)
     torch.testing.assert_close(result.layers["a"].dense(), content.layers["a"].dense())
     torch.testing.assert_close(result.layers["b"].dense(), style.layers["b"].dense())
     kept = result.text_layers["text_encoder.layer"].dense()
@@ -154,7 +150,7 @@ def test_a_layer_of_one_side_alone_is_kept_and_text_layers_too(method: str) -> N
 
 def test_hard_projection_is_orthogonal_to_the_styles_row_space_and_leaves_style_alone() -> None:
     content, style = pair_of_adapters(3, 5)
-    result = merged("nplora", content, style, MergeSettings(projection="hard"))
+    result = runs.merge("nplora", content, style, projection="hard")
     for name, pair in result.layers.items():
         of_style = style.layers[name]
         projected = pair.dense() - of_style.dense()
@@ -166,7 +162,7 @@ def test_hard_projection_is_orthogonal_to_the_styles_row_space_and_leaves_style_
 @pytest.mark.parametrize("mu", [0.0, 0.5, 3.0])
 def test_soft_projection_is_the_papers_formula_and_minimises_its_objective(mu: float) -> None:
     content, style = pair_of_adapters(3, 5)
-    result = merged("nplora", content, style, MergeSettings(mu=mu))
+    result = runs.merge("nplora", content, style, mu=mu)
     for name, pair in result.layers.items():
         c, s = content.layers[name].dense(), style.layers[name].dense()
         basis = torch.linalg.qr(style.layers[name].down.T).Q
@@ -181,14 +177,12 @@ def test_soft_projection_is_the_papers_formula_and_minimises_its_objective(mu: f
 
 def test_dare_draws_are_repeatable_and_keep_the_expectation() -> None:
     content, style = pair_of_adapters()
-    first, again, other = (
-        merged("dare", content, style, MergeSettings(seed=seed)) for seed in (3, 3, 4)
-    )
+    first, again, other = (runs.merge("dare", content, style, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.layers["a"].up, again.layers["a"].up)
     assert not torch.equal(first.layers["a"].up, other.layers["a"].up)
-    whole = merged("dare", content, style, MergeSettings(density=1.0)).layers["a"].dense()
+    whole = runs.merge("dare", content, style, density=1.0).layers["a"].dense()
     draws = [
-        merged("dare", content, style, MergeSettings(density=0.8, seed=seed)).layers["a"].dense()
+        runs.merge("dare", content, style, density=0.8, seed=seed).layers["a"].dense()
         for seed in range(300)
     ]
     mean, spread = torch.stack(draws).mean(0), torch.stack(draws).std(0)
@@ -200,7 +194,7 @@ def test_exported_file_gives_the_output_of_dense_weights(
     method: str, base: Base, tmp_path: Path
 ) -> None:
     content, style = adapters_of(base)
-    result = merged(method, content, style, MergeSettings())
+    result = runs.merge(method, content, style)
     file = write_adapter(tmp_path / "merged.safetensors", result)
     with dense_weights(base, {name: pair.dense() for name, pair in result.layers.items()}):
         live = look(base, None)
@@ -218,7 +212,7 @@ def test_metadata_names_both_concepts_and_all_settings() -> None:
         {"a": draw_pair(4, 4, 2, 1)},
         Metadata(style="ink", triggers={"any": "w@z"}, class_words={"style": "ink"}),
     )
-    said = merged("direct", content, style, MergeSettings(style_weight=0.5)).metadata
+    said = runs.merge("direct", content, style, style_weight=0.5).metadata
     assert (said.method, said.stage, said.concept) == ("direct", "merged", "teapot+ink")
     assert said.triggers == {"content": "snq", "style": "w@z"}
     assert (said.base_hash, said.rank) == ("f00", 4)
@@ -228,17 +222,17 @@ def test_metadata_names_both_concepts_and_all_settings() -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "words"),
     [
-        ("ties", MergeSettings(density=0.0), "density"),
-        ("dare", MergeSettings(density=1.5), "density"),
-        ("nplora", MergeSettings(mu=-1.0), "mu=-1"),
+        ("ties", {"density": 0.0}, "density=0.0 must be more than 0"),
+        ("dare", {"density": 1.5}, "density=1.5 must be 1 or less"),
+        ("nplora", {"mu": -1.0}, "mu=-1.0 must be 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(
-    method: str, settings: MergeSettings, words: str
+    method: str, settings: dict[str, float], words: str
 ) -> None:
     content, style = pair_of_adapters()
     with pytest.raises(B4MError, match=words):
-        merged(method, content, style, settings)
+        runs.merge(method, content, style, **settings)
 
 
 @pytest.mark.parametrize("method", CLOSED)
@@ -246,16 +240,16 @@ def test_adapters_of_two_bases_are_refused(method: str) -> None:
     content, style = pair_of_adapters()
     wrong = Adapter({**style.layers, "b": draw_pair(24, 25, 2, 9)})
     with pytest.raises(B4MError, match="b is 24 x 24 in the content adapter and 24 x 25"):
-        merged(method, content, wrong, MergeSettings())
+        runs.merge(method, content, wrong)
     one, two = (Metadata(base_hash=digest, base_id="some") for digest in ("aa", "bb"))
     with pytest.raises(B4MError, match="base"):
-        merged(method, Adapter(content.layers, one), Adapter(style.layers, two), MergeSettings())
+        runs.merge(method, Adapter(content.layers, one), Adapter(style.layers, two))
 
 
 def test_zero_adapters_merge_to_zero() -> None:
     zero = Adapter({"a": LowRank(torch.zeros(4, 2), torch.zeros(2, 5))})
     for method in CLOSED:
-        result = merged(method, zero, zero, MergeSettings(rank=1))
+        result = runs.merge(method, zero, zero, rank=1)
         assert result.layers["a"].dense().abs().max() == 0.0
 
 

@@ -10,16 +10,15 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from b4m.adapters.adapter import Adapter
-from b4m.bases.sdxl import Base, add_noise
+from b4m.bases.base import Base
 from b4m.bases.sdxl.blocks import role_of
-from b4m.config import MergeSettings
 from b4m.data.prepare import prepare
-from b4m.files.adapter_files import read_adapter, write_adapter
+from b4m.files import read_adapter, write_adapter
 from b4m.merging.context import MergeContext
 from b4m.merging.layerwise import paired
 from b4m.merging.mask_learning import MaskedMerge, learn
-from b4m.methods import MERGES
-from b4m.methods.duolora import DuoLoss, layer_prior, renoised, start_by_prior
+from b4m.methods.duolora import DuoLoss, Settings, layer_prior, renoised, start_by_prior
+from tests import runs
 from tests.data.worlds import write_user_folder
 from tests.methods.draws import adapters_of, bank_of, look
 
@@ -115,7 +114,7 @@ def test_renoising_with_the_true_noise_gives_the_same_latents(base: Base) -> Non
     torch.manual_seed(0)
     t_B = torch.tensor([5, 400, 998, 999])
     x0, noise = torch.randn(2, 4, 4, 8, 8)
-    x = add_noise(base, x0, noise, t_B)
+    x = base.noising.add(x0, noise, t_B)
     abar = base.scheduler.alphas_cumprod[t_B].reshape(-1, 1, 1, 1)
     truth = abar.sqrt() * noise - (1 - abar).sqrt() * x0  # what a v-prediction base would say
     assert base.prediction_type == "v_prediction"
@@ -158,11 +157,7 @@ def test_max_steps_updates_whatever_the_number_of_pictures(
 ) -> None:
     own = write_user_folder(tmp_path / "own", contents=images, styles=images)
     data = prepare(own, tmp_path / "data", "teapot", "stripes", style_images=images)
-    settings = MergeSettings(steps=7, bank=4)
-    context = MergeContext(
-        "tiny", settings, data_dir=data, workdir=tmp_path, loader=lambda name: base
-    )
-    MERGES["duolora"](*adapters_of(base), context)
+    runs.merge("duolora", *adapters_of(base), base, data, tmp_path, steps=7, bank=4)
     assert len(updates) == 7
 
 
@@ -170,11 +165,8 @@ def test_singular_basis_and_masks_of_ones_are_the_direct_merge(
     base: Base, prepared: Path, tmp_path: Path
 ) -> None:
     content, style = adapters_of(base, 3, 5)
-    settings = MergeSettings(steps=0, init="ones", bank=1)
-    context = MergeContext(
-        "tiny", settings, data_dir=prepared, workdir=tmp_path, loader=lambda name: base
-    )
-    result: Adapter = MERGES["duolora"](content, style, context)
+    settings = {"steps": 0, "init": "ones", "bank": 1}
+    result = runs.merge("duolora", content, style, base, prepared, tmp_path, **settings)
     for name, pair in result.layers.items():
         wanted = content.layers[name] + style.layers[name]
         torch.testing.assert_close(pair.dense(), wanted.dense(), rtol=1e-5, atol=1e-5)
@@ -191,7 +183,7 @@ def test_exported_file_gives_the_output_of_the_live_merge(base: Base, tmp_path: 
     state = MaskedMerge(base, pairs, "rank")
     start_by_prior(state)
     loss = DuoLoss(state, bank, 0.01, 0.1)
-    learn(state, bank, loss, MergeSettings(steps=5), workdir=tmp_path, name="duolora")
+    learn(state, bank, loss, MergeContext(Settings(steps=5), workdir=tmp_path), "duolora")
     live = look(base, None)
     file = write_adapter(tmp_path / "merged.safetensors", Adapter(state.layers()))
     state.close()

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from b4m.bases.sdxl import Base
-from b4m.config import TrainSettings
+from b4m.bases.base import Base
 from b4m.errors import B4MError
-from b4m.methods import TRAINERS
 from b4m.train import training_set
+from tests import runs
 
-SETTINGS = TrainSettings(rank=2, steps=10, batch_size=1, accumulation=1)
+FAST = {"rank": 2, "steps": 10, "batch_size": 1, "accumulation": 1}
 
 
 def test_both_concepts_are_shown_equally_often(
@@ -24,7 +23,7 @@ def test_both_concepts_are_shown_equally_often(
         return read(folder, rows, *rest)
 
     monkeypatch.setattr("b4m.train.plain.read_training_set", watched)
-    adapter = TRAINERS["joint"]("joint", prepared, "teapot+stripes", base, SETTINGS, tmp_path)
+    adapter = runs.train("joint", "joint", prepared, "teapot+stripes", base, tmp_path, **FAST)
     assert shown.count("content") == shown.count("style") == 5
     said = adapter.metadata
     assert (said.stage, said.concept, said.content, said.style) == (
@@ -43,4 +42,4 @@ def test_anything_but_a_pair_is_refused(
     base: Base, prepared: Path, tmp_path: Path, kind: str, concept: str
 ) -> None:
     with pytest.raises(B4MError, match="a concept content"):
-        TRAINERS["joint"](kind, prepared, concept, base, SETTINGS, tmp_path)
+        runs.train("joint", kind, prepared, concept, base, tmp_path, **FAST)

@@ -1,7 +1,6 @@
 """Claims of K-LoRA: exact sums from blocks, the rule, and what the sampler draws."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,19 +9,27 @@ from PIL import Image
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.attach import AdaptedModel
-from b4m.bases.sdxl import Base, sample
-from b4m.config import SampleSettings
-from b4m.methods import SAMPLERS, klora
-from b4m.methods.klora import EntrySums, SelectedDelta, balance, prefer, weight_of
+from b4m.bases.base import Base
+from b4m.bases.sampling import sample
+from b4m.methods import klora
+from b4m.methods.klora import (
+    EntrySums,
+    SelectedDelta,
+    Settings,
+    balance,
+    prefer,
+    sampler,
+    weight_of,
+)
 from tests.methods.draws import adapters_of, draw_pair
 
-SETTINGS = SampleSettings(steps=4, guidance=2.0)
+SETTINGS = Settings(steps=4, guidance=2.0)
 
 
-def draw(base: Base, settings: SampleSettings, *, adapter: Adapter | None = None) -> Image.Image:
+def draw(base: Base, settings: Settings, *, adapter: Adapter | None = None) -> Image.Image:
     deltas, hook = adapter, None
     if adapter is None:
-        deltas, hook = SAMPLERS["klora"](*adapters_of(base), base, settings)
+        deltas, hook = sampler(*adapters_of(base), base, settings)
     (image,) = sample(
         base,
         ["a snq teapot in w@z style"],
@@ -66,12 +73,12 @@ def test_style_takes_over_with_time_and_balance_makes_scale_irrelevant() -> None
 
 
 def test_choices_move_from_content_to_style_over_the_steps(base: Base) -> None:
-    deltas, hook = SAMPLERS["klora"](*adapters_of(base), base, replace(SETTINGS, steps=10))
-    adapted = AdaptedModel(base.unet, deltas)
+    deltas, hook = sampler(*adapters_of(base), base, Settings(steps=10))
+    adapted = AdaptedModel(base.model, deltas)
     try:
         shares = []
         for index in range(10):
-            hook(index, 0.0, adapted)
+            hook(index, adapted)
             chosen = Counter(one.chosen for one in deltas.values())
             shares.append(chosen["style"] / len(deltas))
     finally:
@@ -91,8 +98,8 @@ def test_a_choice_is_one_pair_and_never_both() -> None:
 
 def test_at_its_ends_the_rule_draws_the_single_adapters_pictures(base: Base) -> None:
     content, style = adapters_of(base)
-    always_content = replace(SETTINGS, klora_alpha=0.0, klora_beta=0.0)
-    always_style = replace(SETTINGS, klora_alpha=0.0, klora_beta=1e9)
+    always_content = SETTINGS.model_copy(update={"alpha": 0.0, "beta": 0.0})
+    always_style = SETTINGS.model_copy(update={"alpha": 0.0, "beta": 1e9})
     assert apart(draw(base, always_content), draw(base, SETTINGS, adapter=content)) <= 1
     assert apart(draw(base, always_style), draw(base, SETTINGS, adapter=style)) <= 1
     mixed = draw(base, SETTINGS)
@@ -105,9 +112,9 @@ def test_a_layer_of_one_side_takes_that_side(base: Base) -> None:
     first, second, *_ = content.layers
     some = Adapter({first: content.layers[first]}, content.metadata)
     others = Adapter({second: style.layers[second]}, style.metadata)
-    deltas, hook = SAMPLERS["klora"](some, others, base, SETTINGS)
+    deltas, hook = sampler(some, others, base, SETTINGS)
     for index in range(SETTINGS.steps):
-        hook(index, 0.0, None)
+        hook(index, None)
         assert (deltas[first].chosen, deltas[second].chosen) == ("content", "style")
 
 
@@ -115,4 +122,4 @@ def test_text_layers_are_left_out_with_a_warning(base: Base) -> None:
     content, style = adapters_of(base)
     with_text = Adapter(content.layers, content.metadata, {"text_encoder.x": draw_pair(4, 4, 1, 0)})
     with pytest.warns(UserWarning, match="text-encoder layers"):
-        SAMPLERS["klora"](with_text, style, base, SETTINGS)
+        sampler(with_text, style, base, SETTINGS)

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from b4m.adapters.deltas import FrozenDelta
-from b4m.bases.sdxl import Base
+from b4m.bases.base import Base
 from b4m.bases.sdxl.blocks import role_of
-from b4m.config import MergeSettings
+from b4m.merging.context import MergeContext
 from b4m.merging.layerwise import paired
-from b4m.merging.mask_learning import Losses, MaskedMerge, Merged, learn
+from b4m.merging.mask_learning import Losses, MaskedMerge, learn
+from b4m.merging.masks import MaskedSum
 from b4m.methods.duolora import DuoLoss
 from b4m.methods.ziplora import ZipLoss
+from b4m.settings import MaskSettings
 from tests.methods.draws import adapters_of, bank_of, draw_pair, look
 from tests.methods.naive import NaiveMerge, naive
 
@@ -45,8 +47,7 @@ def ours(base: Base, method: str, axis: str, workdir: Path) -> tuple[Recorded, d
         loss = Recorded(
             DuoLoss(merge, bank, 0.01, 0.1) if method == "duolora" else ZipLoss(merge, bank, 0.01)
         )
-        settings = MergeSettings(steps=STEPS, lr=0.01)
-        learn(merge, bank, loss, settings, workdir=workdir, name=method)
+        learn(merge, bank, loss, MergeContext(MaskSettings(steps=STEPS), workdir=workdir), method)
         return loss, {name: m.detach().clone() for name, m in merge.parameters().items()}
     finally:
         merge.close()
@@ -93,19 +94,25 @@ def test_every_entry_serves_once_before_any_serves_twice(base: Base, tmp_path: P
 
 
 @pytest.mark.parametrize("axis", ["rank", "rows", "columns"])
-def test_fused_forward_is_the_masks_own_forward(axis: str) -> None:
+def test_one_pass_for_both_adapters_is_a_pass_for_each(axis: str) -> None:
     torch.manual_seed(0)
-    fused = Merged(draw_pair(6, 9, 3, 1), draw_pair(6, 9, 2, 2), axis)
+    fused = MaskedSum(draw_pair(6, 9, 3, 1), draw_pair(6, 9, 2, 2), axis)
     for mask in fused.parameters():
         mask.data.normal_()
     x = torch.randn(2, 5, 9)
-    plain = super(Merged, fused).forward(x)
-    torch.testing.assert_close(fused(x), plain, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(FrozenDelta(fused.lowrank())(x), plain, rtol=1e-5, atol=1e-6)
-    gradients = [
-        torch.autograd.grad(output.sum(), list(fused.parameters()))
-        for output in (fused(x), super(Merged, fused).forward(x))
-    ]
+
+    def apart() -> Tensor:
+        total = torch.zeros(2, 5, 6)
+        for pair, mask in ((fused.content, fused.m_content), (fused.style, fused.m_style)):
+            low = (x * mask if axis == "columns" else x) @ pair.down.T
+            high = (low * mask if axis == "rank" else low) @ pair.up.T
+            total = total + (high * mask if axis == "rows" else high)
+        return total
+
+    torch.testing.assert_close(fused(x), apart(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(FrozenDelta(fused.lowrank())(x), apart(), rtol=1e-5, atol=1e-6)
+    masks = list(fused.parameters())
+    gradients = [torch.autograd.grad(output.sum(), masks) for output in (fused(x), apart())]
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 

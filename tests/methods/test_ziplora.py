@@ -9,26 +9,21 @@ import torch
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
-from b4m.bases.sdxl import Base
-from b4m.config import MergeSettings
+from b4m.bases.base import Base
 from b4m.errors import B4MError
-from b4m.files.adapter_files import read_adapter, write_adapter
+from b4m.files import read_adapter, write_adapter
 from b4m.merging.context import MergeContext
 from b4m.merging.layerwise import paired
 from b4m.merging.mask_learning import MaskedMerge, learn
-from b4m.methods import MERGES
-from b4m.methods.ziplora import ZipLoss
+from b4m.methods.ziplora import Settings, ZipLoss
+from tests import runs
 from tests.methods.draws import adapters_of, bank_of, look
 
 
 def merged(
-    base: Base, data: Path | None, workdir: Path, settings: MergeSettings, *both: Adapter
+    base: Base, data: Path | None, workdir: Path, *both: Adapter, **settings: object
 ) -> Adapter:
-    context = MergeContext(
-        "tiny", settings, data_dir=data, workdir=workdir, loader=lambda name: base
-    )
-    result: Adapter = MERGES["ziplora"](*(both or adapters_of(base)), context)
-    return result
+    return runs.merge("ziplora", *(both or adapters_of(base)), base, data, workdir, **settings)
 
 
 @pytest.mark.parametrize("axis", ["columns", "rows", "rank"])
@@ -36,7 +31,7 @@ def test_ones_are_the_direct_merge_and_one_zero_mask_is_the_other_adapter(
     axis: str, base: Base
 ) -> None:
     content, style = adapters_of(base)
-    direct: Adapter = MERGES["direct"](content, style, MergeContext("tiny"))
+    direct = runs.merge("direct", content, style)
     wanted = {None: direct, "content": style, "style": content}
     for zeroed, adapter in wanted.items():
         merge = MaskedMerge(base, paired(content.layers, style.layers), axis)
@@ -59,7 +54,7 @@ def test_exported_file_gives_the_output_of_the_live_merge(
     bank = bank_of(base, 2)
     merge = MaskedMerge(base, paired(content.layers, style.layers), axis)
     loss = ZipLoss(merge, bank, 0.01)
-    learn(merge, bank, loss, MergeSettings(steps=5), workdir=tmp_path, name="ziplora")
+    learn(merge, bank, loss, MergeContext(Settings(steps=5), workdir=tmp_path), "ziplora")
     live = look(base, None)
     file = write_adapter(tmp_path / "merged.safetensors", Adapter(merge.layers()))
     merge.close()
@@ -71,9 +66,11 @@ def test_exported_file_gives_the_output_of_the_live_merge(
 def test_the_merge_learns_from_the_data_and_is_repeatable(
     base: Base, prepared: Path, tmp_path: Path
 ) -> None:
-    settings = MergeSettings(steps=4, bank=3, lr=0.05)
-    first, second = (merged(base, prepared, tmp_path / str(place), settings) for place in range(2))
-    direct = merged(base, prepared, tmp_path, MergeSettings(steps=0))
+    settings = {"steps": 4, "bank": 3, "lr": 0.05}
+    first, second = (
+        merged(base, prepared, tmp_path / str(place), **settings) for place in range(2)
+    )
+    direct = merged(base, prepared, tmp_path, steps=0)
     for name, pair in first.layers.items():
         assert torch.equal(pair.down, second.layers[name].down)
         assert not torch.equal(pair.down, direct.layers[name].down)
@@ -82,8 +79,8 @@ def test_the_merge_learns_from_the_data_and_is_repeatable(
 
 
 def test_least_squares_alone_is_a_method(base: Base, prepared: Path, tmp_path: Path) -> None:
-    start = merged(base, prepared, tmp_path, MergeSettings(steps=0, bank=3, init="lstsq"))
-    ones = merged(base, prepared, tmp_path, MergeSettings(steps=0, bank=3, init="ones"))
+    start = merged(base, prepared, tmp_path, steps=0, bank=3, init="lstsq")
+    ones = merged(base, prepared, tmp_path, steps=0, bank=3, init="ones")
     name = next(iter(start.layers))
     assert not torch.equal(start.layers[name].down, ones.layers[name].down)
     assert start.layers[name].rank == ones.layers[name].rank
@@ -92,8 +89,8 @@ def test_least_squares_alone_is_a_method(base: Base, prepared: Path, tmp_path: P
 def test_weights_scale_the_adapters_that_are_taught(
     base: Base, prepared: Path, tmp_path: Path
 ) -> None:
-    settings = MergeSettings(steps=0, content_weight=0.5, style_weight=2.0, init="ones")
-    result = merged(base, prepared, tmp_path, settings)
+    settings = {"steps": 0, "content_weight": 0.5, "style_weight": 2.0, "init": "ones"}
+    result = merged(base, prepared, tmp_path, **settings)
     content, style = adapters_of(base)
     name = next(iter(result.layers))
     wanted = 0.5 * content.layers[name].dense() + 2.0 * style.layers[name].dense()
@@ -109,32 +106,32 @@ def test_layers_of_one_side_and_text_layers_survive(
         torch.ones(32, 1), torch.ones(1, 32))}  # fmt: skip
     one = Adapter(content.layers, content.metadata, text)
     two = Adapter({name: style.layers[name] for name in rest}, style.metadata)
-    result = merged(base, prepared, tmp_path, MergeSettings(steps=2, bank=2), one, two)
+    result = merged(base, prepared, tmp_path, one, two, steps=2, bank=2)
     assert set(result.layers) == set(content.layers)
     assert result.layers[lonely].rank == content.layers[lonely].rank
     assert torch.equal(next(iter(result.text_layers.values())).up, torch.ones(32, 1))
 
 
 def test_truncation_reports_the_lost_energy(base: Base, prepared: Path, tmp_path: Path) -> None:
-    result = merged(base, prepared, tmp_path, MergeSettings(steps=0, rank=2))
+    result = merged(base, prepared, tmp_path, steps=0, rank=2)
     assert {pair.rank for pair in result.layers.values()} == {2}
     assert 0.0 < result.metadata.config["energy_lost"]["total"] < 1.0
 
 
 def test_what_cannot_work_is_refused(base: Base, prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(B4MError, match="lstsq"):
-        merged(base, prepared, tmp_path, MergeSettings(init="prior"))
-    with pytest.raises(B4MError, match="data folder"):
-        merged(base, None, tmp_path, MergeSettings(steps=1))
+        merged(base, prepared, tmp_path, init="prior")
+    with pytest.raises(B4MError, match="prepared folder"):
+        merged(base, None, tmp_path, steps=1)
     with pytest.raises(B4MError, match="bank=0"):
-        merged(base, prepared, tmp_path, MergeSettings(bank=0))
+        merged(base, prepared, tmp_path, bank=0)
     content, style = adapters_of(base)
     nameless = Adapter(content.layers)
-    result = merged(base, prepared, tmp_path, MergeSettings(steps=0), nameless, style)
+    result = merged(base, prepared, tmp_path, nameless, style, steps=0)
     assert result.metadata.style == "stripes"
     other = Adapter(content.layers, Metadata(content="teacup"))
     with pytest.raises(B4MError, match="teacup"):
-        merged(base, prepared, tmp_path, MergeSettings(steps=1), other, style)
+        merged(base, prepared, tmp_path, other, style, steps=1)
 
 
 @pytest.mark.parametrize("method", ["ziplora", "duolora"])
@@ -146,22 +143,16 @@ def test_gradient_checkpointing_changes_memory_alone(
     style = replace(style, metadata=Metadata(concept="stripes", stage="style"))
     results = []
     for wanted in (False, True):
-        settings = MergeSettings(steps=3, bank=3, gradient_checkpointing=wanted)
         calls: list[bool] = []
-        context = MergeContext(
-            "tiny",
-            settings,
-            data_dir=prepared,
-            workdir=tmp_path / str(wanted),
-            loader=lambda name: base,
-        )
-        handle = base.unet.mid_block.register_forward_hook(
+        handle = base.model.mid_block.register_forward_hook(
             lambda module, *_: calls.append(module.gradient_checkpointing)  # noqa: B023
         )
-        results.append(MERGES[method](content, style, context))
+        settings = {"steps": 3, "bank": 3, "gradient_checkpointing": wanted}
+        work = tmp_path / str(wanted)
+        results.append(runs.merge(method, content, style, base, prepared, work, **settings))
         handle.remove()
         assert any(calls) == wanted
-        assert not base.unet.mid_block.gradient_checkpointing
+        assert not base.model.mid_block.gradient_checkpointing
     for name, pair in results[0].layers.items():
         assert torch.allclose(pair.up, results[1].layers[name].up, atol=1e-6)
         assert torch.allclose(pair.down, results[1].layers[name].down, atol=1e-6)

@@ -8,24 +8,21 @@ import sys
 import time
 from pathlib import Path
 
-from b4m.bases.sdxl import Base
-from b4m.config import TrainSettings
-from b4m.files.adapter_files import write_adapter
-from b4m.methods import TRAINERS
+from b4m.bases.base import Base
+from b4m.files import write_adapter
+from tests import runs
 
 SETTINGS = {"rank": 2, "steps": 40, "batch_size": 2, "accumulation": 1, "checkpoint_every": 3}
 SCRIPT = """
 import sys
 from pathlib import Path
-from b4m.files.adapter_files import write_adapter
-from b4m.config import TrainSettings
-from b4m.methods import TRAINERS
-from b4m.bases.sdxl import load_base
+from b4m.bases import load_base
+from b4m.files import write_adapter
+from tests import runs
 
 base, data, work, out = sys.argv[1:]
-adapter = TRAINERS["b4m"](
-    "style", Path(data), "stripes", load_base(base, device="cpu"), TrainSettings(**SETTINGS),
-    Path(work),
+adapter = runs.train(
+    "b4m", "style", Path(data), "stripes", load_base(base, device="cpu"), Path(work), **SETTINGS
 )
 write_adapter(out, adapter)
 """
@@ -34,8 +31,7 @@ write_adapter(out, adapter)
 def test_killed_training_ends_with_the_same_bytes(
     base: Base, tiny_base: Path, prepared: Path, tmp_path: Path, repo_root: Path
 ) -> None:
-    settings = TrainSettings(**SETTINGS)  # type: ignore[arg-type]
-    whole = TRAINERS["b4m"]("style", prepared, "stripes", base, settings, tmp_path / "a")
+    whole = runs.train("b4m", "style", prepared, "stripes", base, tmp_path / "a", **SETTINGS)
     write_adapter(tmp_path / "whole.safetensors", whole)
 
     work, out = tmp_path / "b", tmp_path / "killed.safetensors"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from b4m.adapters.attach import attention_linears
 from b4m.bases.sdxl import blocks
+from b4m.bases.sdxl.family import FAMILY
+from b4m.bases.sdxl.model import attention_linears
 from b4m.errors import B4MError
 
 SDXL_UNET = {
@@ -56,7 +57,7 @@ def test_every_linear_has_a_role_by_resolution() -> None:
 
 def test_blora_blocks_hold_eighty_linears_each() -> None:
     names = list(blocks.sdxl_linear_shapes())
-    content, style = blocks.select(names, "blora-content"), blocks.select(names, "blora-style")
+    content, style = FAMILY.select(names, "blora-content"), FAMILY.select(names, "blora-style")
     assert len(content) == len(style) == 80
     assert all(name.startswith("up_blocks.0.attentions.0.") for name in content)
     assert all(name.startswith("up_blocks.0.attentions.1.") for name in style)
@@ -64,16 +65,16 @@ def test_blora_blocks_hold_eighty_linears_each() -> None:
 
 def test_filters_keep_what_they_say_in_the_order_given() -> None:
     names = list(blocks.sdxl_linear_shapes())
-    assert blocks.select(names, "") == blocks.select(names, "all") == names
-    assert len(blocks.select(names, "style")) == 80
-    assert len(blocks.select(names, "content")) == 480
-    assert len(blocks.select(names, "attn2")) == 280
-    both = blocks.select(names, "up_blocks.1, down_blocks.1")
-    assert both == blocks.select(names, "style")
-    assert blocks.select(names, "up_blocks.0.attentions.1") == blocks.select(names, "blora-style")
+    assert FAMILY.select(names, "") == FAMILY.select(names, "all") == names
+    assert len(FAMILY.select(names, "style")) == 80
+    assert len(FAMILY.select(names, "content")) == 480
+    assert len(FAMILY.select(names, "attn2")) == 280
+    both = FAMILY.select(names, "up_blocks.1, down_blocks.1")
+    assert both == FAMILY.select(names, "style")
+    assert FAMILY.select(names, "up_blocks.0.attentions.1") == FAMILY.select(names, "blora-style")
     for wrong in ("up_blocks.7", "blora-middle", "up_blocks.0.attentions.11"):
         with pytest.raises(B4MError, match="keeps none of 560"):
-            blocks.select(names, wrong)
+            FAMILY.select(names, wrong)
 
 
 def test_names_outside_the_groups_are_refused() -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from b4m.bases.sdxl import load_base
+from b4m.bases import load_base
 from b4m.errors import B4MError
 
 
 def test_a_base_knows_its_sizes_and_is_frozen(tiny_base: Path) -> None:
     base = load_base(str(tiny_base), device="cpu")
-    assert (base.pixels, base.latent_side, base.latent_channels) == (32, 8, 4)
+    assert (base.pixels, base.latent_shape) == (32, (4, 8, 8))
     assert base.prediction_type == "v_prediction"
     assert base.dtype == torch.float32, "auto is fp32 on a CPU"
-    assert base.parameters == sum(p.numel() for p in base.unet.parameters())
-    for module in (base.unet, base.vae, *base.text_encoders):
+    assert base.parameters == sum(p.numel() for p in base.model.parameters())
+    for module in (base.model, base.vae, *base.text_encoders):
         assert not module.training
         assert not any(p.requires_grad for p in module.parameters())
 
@@ -25,7 +25,7 @@ def test_a_base_knows_its_sizes_and_is_frozen(tiny_base: Path) -> None:
 def test_the_vae_stays_in_float32(tiny_base: Path) -> None:
     base = load_base(str(tiny_base), device="cpu", dtype="bf16")
     assert {p.dtype for p in base.vae.parameters()} == {torch.float32}
-    assert {p.dtype for p in base.unet.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in base.model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in base.text_encoders[0].parameters()} == {torch.bfloat16}
 
 
@@ -73,7 +73,7 @@ def test_other_models_are_refused(tiny_base: Path, tmp_path: Path) -> None:
     index = json.loads((copy / "model_index.json").read_text())
     index["text_encoder"] = index["tokenizer"] = [None, None]
     (copy / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(B4MError, match="no SDXL base"):
+    with pytest.raises(B4MError, match="is not an SDXL base"):
         load_base(str(copy))
     (tmp_path / "broken.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(B4MError, match="single-file SDXL checkpoint"):

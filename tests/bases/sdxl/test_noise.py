@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from b4m.bases.sdxl import Base, add_noise, alphas_cumprod, load_base, target, to_epsilon
-from b4m.bases.sdxl.noise import min_snr_weight
+from b4m.bases import load_base
+from b4m.bases.base import Base
 
 
 @pytest.fixture(params=["epsilon", "v_prediction"])
@@ -29,23 +29,25 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_noise_and_target_equal_diffusers_ddpm(base: Base) -> None:
     x0, noise, t = batch()
     ddpm = DDPMScheduler.from_config(base.scheduler.config)
-    ddpm.alphas_cumprod = alphas_cumprod(base)  # Euler keeps the last one just above zero
-    torch.testing.assert_close(add_noise(base, x0, noise, t), ddpm.add_noise(x0, noise, t))
+    ddpm.alphas_cumprod = base.noising.abar_T  # Euler keeps the last one just above zero
+    torch.testing.assert_close(base.noising.add(x0, noise, t), ddpm.add_noise(x0, noise, t))
     wanted = noise if base.prediction_type == "epsilon" else ddpm.get_velocity(x0, noise, t)
-    torch.testing.assert_close(target(base, x0, noise, t), wanted)
+    torch.testing.assert_close(base.noising.target(x0, noise, t), wanted)
 
 
 def test_the_right_output_states_the_true_noise(base: Base) -> None:
     x0, noise, t = batch()
-    noisy, output = add_noise(base, x0, noise, t), target(base, x0, noise, t)
-    torch.testing.assert_close(to_epsilon(base, output, noisy, t), noise, atol=2e-6, rtol=0)
+    noisy, output = base.noising.add(x0, noise, t), base.noising.target(x0, noise, t)
+    torch.testing.assert_close(base.noising.to_noise(output, noisy, t), noise, atol=2e-6, rtol=0)
 
 
 def test_min_snr_weight_equals_its_definition_where_that_is_defined(base: Base) -> None:
     t = torch.arange(0, 999, 37)
-    abar = alphas_cumprod(base)[t].double()
+    abar = base.noising.abar_T[t].double()
     snr = abar / (1 - abar)
     clipped = snr.clamp(max=5.0)
     wanted = clipped / snr if base.prediction_type == "epsilon" else clipped / (snr + 1)
-    torch.testing.assert_close(min_snr_weight(base, t, 5.0).double(), wanted, rtol=1e-4, atol=1e-7)
-    assert torch.isfinite(min_snr_weight(base, torch.tensor([999]), 5.0)).all()
+    torch.testing.assert_close(
+        base.noising.min_snr_weight(t, 5.0).double(), wanted, rtol=1e-4, atol=1e-7
+    )
+    assert torch.isfinite(base.noising.min_snr_weight(torch.tensor([999]), 5.0)).all()
