@@ -187,7 +187,7 @@ def test_masks_pass_gradients() -> None:
 
 def test_pairs_that_do_not_fit_are_refused() -> None:
     a = draw(4, 5, 3)
-    with pytest.raises(B4MError, match="no low-rank pair"):
+    with pytest.raises(B4MError, match="not a low-rank pair"):
         LowRank(a.up, a.down[:2])
     with pytest.raises(B4MError, match="one dtype"):
         LowRank(a.up, a.down.float())

@@ -61,7 +61,7 @@ def random_bank(base: Base, entries: int) -> Bank:
         generator = torch.Generator().manual_seed(seed)
         size = (2, *base.latent_shape)
         mean, hidden = torch.randn(size, generator=generator), (2, 77, config.cross_attention_dim)
-        texts = [
+        caption, joint = (
             Conditioning(
                 {
                     "hidden": torch.randn(hidden, generator=generator),
@@ -69,8 +69,8 @@ def random_bank(base: Base, entries: int) -> Bank:
                 }
             )
             for _ in range(2)
-        ]
-        return ConceptImages(mean, torch.full(size, 0.05), *texts)
+        )
+        return ConceptImages(mean, torch.full(size, 0.05), caption, caption, joint)
 
     return build_bank(base, images(3), images(4), entries, seed=0)
 

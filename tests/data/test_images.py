@@ -23,7 +23,7 @@ def test_truncated_pictures_are_refused(tmp_path: Path, suffix: str) -> None:
 
 def test_text_and_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(B4MError, match="no picture that can be read"):
+    with pytest.raises(B4MError, match="is not an image that can be read"):
         load_image(tmp_path / "a.png")
     with pytest.raises(B4MError, match="does not exist"):
         load_image(tmp_path / "b.png")

@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
     ),
     "ranks differ": (
         lambda t: t.update({STYLES["diffusers"](UP, "up"): torch.ones(6, 9)}),
-        f"{UP}.*no low-rank pair",
+        f"{UP}.*not a low-rank pair",
     ),
     "empty": (lambda t: t.clear(), "holds no tensors"),
     "alpha only": (lambda t: (t.clear(), t.update({f"unet.{UP}.alpha": torch.ones(())})), UP),

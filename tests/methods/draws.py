@@ -85,7 +85,8 @@ def bank_of(base: Base, entries: int, seed: int = 0) -> Bank:
         size = (count, *base.latent_shape)
         mean_NCHW = torch.randn(size, generator=generator)
         prompts = base.encode_prompts([prompt] * count)
-        return ConceptImages(mean_NCHW, 0.1 * torch.ones(size), prompts, joint_prompt[[0] * count])
+        joint = joint_prompt[[0] * count]
+        return ConceptImages(mean_NCHW, 0.1 * torch.ones(size), prompts, prompts, joint)
 
     content, style = images(3, "a snq teapot", 3), images(2, "a red car in w@z style", 4)
     return build_bank(base, content, style, entries, seed)

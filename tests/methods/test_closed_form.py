@@ -1,4 +1,4 @@
-"""Claims of the merges without training: direct, svd, ties, dare, nplora."""
+"""Claims of the merges without training: direct, svd, ties, dare, nplora, tsv."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from b4m.merging.layerwise import side_by_side
 from tests import runs
 from tests.methods.draws import adapters_of, dense_weights, draw_adapter, draw_pair, look
 
-CLOSED = ("direct", "svd", "ties", "dare", "nplora")
+CLOSED = ("direct", "svd", "ties", "dare", "nplora", "tsv")
 THINNING = ("ties", "dare")
 SHAPES = {"a": (20, 30), "b": (24, 24), "c": (32, 12)}
 
@@ -77,7 +77,7 @@ def test_dense_result_is_pefts(
 ) -> None:
     content, style = pair_of_adapters()
     settings = {"content_weight": weights[0], "style_weight": weights[1]}
-    settings |= {"density": density} if density else {}
+    settings |= {"density": density, "space": "factors"} if density else {}
     settings |= {"rank": rank} if rank else {}
     ours = runs.merge(method, content, style, **settings)
     theirs = peft_merge(content, style, kind, weights, density or 0.5, rank or 4)

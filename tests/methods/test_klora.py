@@ -73,14 +73,14 @@ def test_style_takes_over_with_time_and_balance_makes_scale_irrelevant() -> None
 
 
 def test_choices_move_from_content_to_style_over_the_steps(base: Base) -> None:
-    deltas, hook = sampler(*adapters_of(base), base, Settings(steps=10))
-    adapted = AdaptedModel(base.model, deltas)
+    attachment, hook = sampler(*adapters_of(base), base, Settings(steps=10))
+    adapted = AdaptedModel(base.model, attachment.deltas)
     try:
         shares = []
         for index in range(10):
             hook(index, adapted)
-            chosen = Counter(one.chosen for one in deltas.values())
-            shares.append(chosen["style"] / len(deltas))
+            chosen = Counter(one.selected for one in attachment.deltas.values())
+            shares.append(chosen["style"] / len(attachment.deltas))
     finally:
         adapted.remove()
     assert shares == sorted(shares)
@@ -92,7 +92,7 @@ def test_a_choice_is_one_pair_and_never_both() -> None:
     choice = SelectedDelta(draw_pair(6, 9, 2, 1), draw_pair(6, 9, 3, 2))
     x = torch.randn(4, 9)
     for kind in ("content", "style"):
-        choice.chosen = kind
+        choice.selected = kind
         torch.testing.assert_close(choice(x), choice.pairs[kind].apply(x))
 
 
@@ -112,14 +112,19 @@ def test_a_layer_of_one_side_takes_that_side(base: Base) -> None:
     first, second, *_ = content.layers
     some = Adapter({first: content.layers[first]}, content.metadata)
     others = Adapter({second: style.layers[second]}, style.metadata)
-    deltas, hook = sampler(some, others, base, SETTINGS)
+    attachment, hook = sampler(some, others, base, SETTINGS)
     for index in range(SETTINGS.steps):
         hook(index, None)
-        assert (deltas[first].chosen, deltas[second].chosen) == ("content", "style")
+        chosen = [attachment.deltas[name].selected for name in (first, second)]
+        assert chosen == ["content", "style"]
 
 
-def test_text_layers_are_left_out_with_a_warning(base: Base) -> None:
+def test_text_layers_are_added_up_and_scaled(base: Base) -> None:
     content, style = adapters_of(base)
-    with_text = Adapter(content.layers, content.metadata, {"text_encoder.x": draw_pair(4, 4, 1, 0)})
-    with pytest.warns(UserWarning, match="text-encoder layers"):
-        sampler(with_text, style, base, SETTINGS)
+    one, two = draw_pair(4, 4, 1, 0), draw_pair(4, 4, 2, 1)
+    first = Adapter(content.layers, content.metadata, {"text_encoder.x": one})
+    second = Adapter(style.layers, style.metadata, {"text_encoder.x": two})
+    settings = SETTINGS.model_copy(update={"scale": 0.5})
+    attachment, _ = sampler(first, second, base, settings)
+    found = attachment.text.text_layers["text_encoder.x"].dense()
+    torch.testing.assert_close(found, 0.5 * (one.dense() + two.dense()))

@@ -8,7 +8,7 @@ from b4m.bases.base import Base
 from b4m.data.cache import Cache
 from b4m.data.images import fit_square, load_image
 from b4m.data.manifest import read_manifest, training_rows
-from b4m.train.training_set import Noise, denoising_losses, read_training_set
+from b4m.train.training_set import Augmentation, Noise, denoising_losses, read_training_set
 
 
 def test_draws_have_the_posteriors_mean_and_spread(
@@ -30,7 +30,8 @@ def test_flips_show_each_side_half_of_the_time(base: Base, prepared: Path, tmp_p
     from PIL import ImageOps
 
     rows = training_rows(read_manifest(prepared), "style", "stripes")[:1]
-    examples = read_training_set(prepared, rows, base, Cache(tmp_path, base), flip=True)
+    flipped = Augmentation(flip=True)
+    examples = read_training_set(prepared, rows, base, Cache(tmp_path, base), flipped)
     image = fit_square(load_image(prepared / rows[0].file), base.pixels)
     means = base.encode_images([image, ImageOps.mirror(image)])[0]
     draws, _ = examples.sample([0] * 400, torch.Generator().manual_seed(0), base.device)
