@@ -75,6 +75,9 @@ class TrainSettings(Execution):
     restyle: float = Field(
         0.0, ge=0, lt=1, description="share of the shown content images that are restyled copies"
     )
+    restyle_words: Literal["described", "nonsense"] = Field(
+        "described", description="how their captions name the look"
+    )
     restyle_copies: int = Field(24, ge=1, description="restyled copies of each content image")
     sample_every: int = Field(0, ge=0, description="steps between sample images; 0 is off")
     seed: int = Field(0, ge=0, description="seed of noise, order and initial values")

@@ -86,7 +86,13 @@ class Run(Generic[S_co]):
     def augmentation(self) -> Augmentation:
         """What is shown beside the images themselves."""
         settings = self.settings
-        return Augmentation(settings.flip, settings.restyle, settings.restyle_copies, settings.seed)
+        return Augmentation(
+            settings.flip,
+            settings.restyle,
+            settings.restyle_copies,
+            settings.restyle_words,
+            settings.seed,
+        )
 
     @cached_property
     def data_hash(self) -> str:

@@ -16,7 +16,7 @@ from b4m.data.cache import Cache
 from b4m.data.captions import content_caption
 from b4m.data.images import fit_square, load_image
 from b4m.data.manifest import ManifestRow
-from b4m.data.restyle import restyle
+from b4m.data.restyle import identifier, restyle
 from b4m.train.randomness import derive_seed
 
 
@@ -28,12 +28,15 @@ class Augmentation:
         flip: the mirror image, as often as the image.
         restyle: share of the shown content images that are restyled copies, in [0, 1).
         copies: restyled copies of each content image.
+        words: how captions name a copy's look: "described", in words that a base may know, or
+            "nonsense", an identifier such as "w@z" that names no look at all.
         seed: of the copies' looks.
     """
 
     flip: bool = False
     restyle: float = 0.0
     copies: int = 24
+    words: str = "described"
     seed: int = 0
 
 
@@ -121,6 +124,8 @@ def _shown(
         for number in range(copies):
             seed = derive_seed(augmentation.seed, "restyle", row.file, number)
             copy, words = restyle(image, seed)
+            if augmentation.words == "nonsense":
+                words = identifier(seed)
             yield fit_square(copy, pixels), content_caption(row.class_word, words)
 
 
