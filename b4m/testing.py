@@ -37,7 +37,7 @@ RECIPE = {
         "batch_size": 8,
         "accumulation": 1,
     },
-    "merge": {"make_lr": 2e-3, "batch_size": 4, "accumulation": 1},
+    "merge": {"b4m.lr": 2e-3, "b4m.batch_size": 4, "b4m.accumulation": 1},
     "sample": {"guidance": 3.0, "batch_size": 16},
 }
 """Settings that suit a small base, tried on mini-SDXL by eye: larger steps, and few of them."""
