@@ -29,11 +29,11 @@ $(READY): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
 	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
 	  UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install -q --python $(BIN)/python \
-	    -c constraints.txt torch==2.13.0 -e '.[data,s3,grid,check,dev]'; \
+	    -c constraints.txt torch==2.13.0 -e '.[all,grid,check,dev]'; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile \
-	    -c constraints.txt torch==2.13.0 -e '.[data,s3,grid,check,dev]'; \
+	    -c constraints.txt torch==2.13.0 -e '.[all,grid,check,dev]'; \
 	fi
 	@touch $@
 

@@ -68,7 +68,7 @@ def test_a_negative_weight_subtracts_the_adapter(
         ("--rank four", ("rank", "'four'", "whole number")),
         ("--content-weight nan", ("content_weight", "finite")),
         ("--content-weight inf", ("content_weight", "finite")),
-        ("--method dare --density 5", ("density", "1.0 or less")),
+        ("--method dare --density 5", ("density", "1 or less")),
         ("--method duolora --init zeros", ("init", "'lstsq'")),
         ("--method magic", ("magic", "direct")),
         ("--method klora", ("klora", "b4m sample")),
