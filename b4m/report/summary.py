@@ -4,6 +4,56 @@ from b4m.evaluate.tables import COPIES
 from b4m.report.load import ReportData
 from b4m.report.names import BASELINES, name_of
 
+_TERMS = (
+    (
+        "{metric}_content",
+        "Content",
+        "{short} with the content's reference images: the mean cosine of the two images' features. "
+        "1 is the same image.",
+    ),
+    ("{metric}_style", "Style", "{short} with the style's reference images, likewise."),
+    ("{metric}_harmonic", "Both", "Harmonic mean of content and style: high only when both are."),
+    (
+        "clip_t",
+        "Prompt",
+        "CLIP-T: cosine between the image and the prompt in plain words, trigger words replaced. "
+        "Matching pairs of image and text lie far below 1.",
+    ),
+    ("content_named", "Content named", "Share of images whose content the evaluator names."),
+    ("style_named", "Style named", "Share of images whose style the evaluator names."),
+    ("content_named_top5", "Content in 5", "Its name is among the first five, likewise."),
+    ("style_named_top5", "Style in 5", "Its name is among the first five, likewise."),
+    (
+        "{metric}_truth",
+        "Truth",
+        "Cosine with the ground truth: this content in this style as its artist drew it.",
+    ),
+    (
+        "psnr_truth",
+        "PSNR, dB",
+        "Likeness to the ground truth pixel by pixel. An image that is right but a little shifted "
+        "scores low; read it across rows, not by itself.",
+    ),
+    (
+        "{metric}_style_csls",
+        "Style, CSLS",
+        "Style minus what the image and the references have in common with all styles here "
+        "(cross-domain similarity local scaling). Read it against the copy of the style.",
+    ),
+    (
+        "{metric}_nearest_training",
+        "Copying",
+        "Cosine with the most similar training image of either side. 1 is a copy of it.",
+    ),
+    (
+        "{metric}_diversity",
+        "Diversity",
+        "Mean cosine distance between images of one prompt from different seeds. 0 is one image "
+        "again and again.",
+    ),
+)
+"""Metrics of the primary evaluator, the word for each, and what it means."""
+
 
 def words_of(data: ReportData, kind: str, name: str) -> str:
     """A concept in plain words: of a style the words for it where the manifest has them."""
@@ -55,59 +105,10 @@ def glossary(data: ReportData) -> list[tuple[str, str, str]]:
     """Metric, the word for it, and its meaning, for the metrics that were measured."""
     metric = data.evaluator["metric"]
     short = {"clip_i": "CLIP-I"}.get(metric, metric)
-    known = [
-        (
-            f"{metric}_content",
-            "Content",
-            f"{short} with the content's reference images: the mean cosine of the two images' "
-            "features. 1 is the same image.",
-        ),
-        (f"{metric}_style", "Style", f"{short} with the style's reference images, likewise."),
-        (
-            f"{metric}_harmonic",
-            "Both",
-            "Harmonic mean of content and style: high only when both are.",
-        ),
-        (
-            "clip_t",
-            "Prompt",
-            "CLIP-T: cosine between the image and the prompt in plain words, trigger words "
-            "replaced. Matching pairs of image and text lie far below 1.",
-        ),
-        ("content_named", "Content named", "Share of images whose content the evaluator names."),
-        ("style_named", "Style named", "Share of images whose style the evaluator names."),
-        ("content_named_top5", "Content in 5", "Its name is among the first five, likewise."),
-        ("style_named_top5", "Style in 5", "Its name is among the first five, likewise."),
-        (
-            f"{metric}_truth",
-            "Truth",
-            "Cosine with the ground truth: this content in this style as its artist drew it.",
-        ),
-        (
-            "psnr_truth",
-            "PSNR, dB",
-            "Likeness to the ground truth pixel by pixel. An image that is right but a little "
-            "shifted scores low; read it across rows, not by itself.",
-        ),
-        (
-            f"{metric}_style_csls",
-            "Style, CSLS",
-            "Style minus what the image and the references have in common with all styles here "
-            "(cross-domain similarity local scaling). Read it against the copy of the style.",
-        ),
-        (
-            f"{metric}_nearest_training",
-            "Copying",
-            "Cosine with the most similar training image of either side. 1 is a copy of it.",
-        ),
-        (
-            f"{metric}_diversity",
-            "Diversity",
-            "Mean cosine distance between images of one prompt from different seeds. 0 is one "
-            "image again and again.",
-        ),
-    ]
     measured = {metric for _, metric, _ in data.scores.summary}
+    terms = [
+        (name.format(metric=metric), word, text.format(short=short)) for name, word, text in _TERMS
+    ]
     checks = [
         (
             encoder["metric"],
@@ -116,7 +117,7 @@ def glossary(data: ReportData) -> list[tuple[str, str, str]]:
         )
         for encoder in data.scores.provenance["encoders"][1:]
     ]
-    return [entry for entry in known if entry[0] in measured] + checks
+    return [term for term in terms if term[0] in measured] + checks
 
 
 def caveats(data: ReportData) -> list[str]:
