@@ -46,7 +46,19 @@ class Execution(Settings):
     checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0 is off")
 
 
-class TrainSettings(Execution):
+class Restyling(Settings):
+    """Restyled copies of the content's images, so that its look does not stick to it."""
+
+    restyle: float = Field(
+        0.0, ge=0, lt=1, description="share of the shown content images that are restyled copies"
+    )
+    restyle_words: Literal["described", "nonsense"] = Field(
+        "described", description="how their captions name the look"
+    )
+    restyle_copies: int = Field(24, ge=1, description="restyled copies of each content image")
+
+
+class TrainSettings(Restyling, Execution):
     """How one adapter is trained (B4M's released scripts: rank 64, 1e-4, 1000 steps)."""
 
     rank: int = Field(64, ge=1, description="rank of the adapter")
@@ -72,13 +84,6 @@ class TrainSettings(Execution):
         0.0, ge=0, description="learning rate of text-encoder layers; 0 trains none"
     )
     text_rank: int = Field(0, ge=0, description="their rank; 0 is that of the other layers")
-    restyle: float = Field(
-        0.0, ge=0, lt=1, description="share of the shown content images that are restyled copies"
-    )
-    restyle_words: Literal["described", "nonsense"] = Field(
-        "described", description="how their captions name the look"
-    )
-    restyle_copies: int = Field(24, ge=1, description="restyled copies of each content image")
     sample_every: int = Field(0, ge=0, description="steps between sample images; 0 is off")
     seed: int = Field(0, ge=0, description="seed of noise, order and initial values")
 

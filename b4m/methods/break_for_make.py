@@ -45,7 +45,7 @@ from b4m.errors import B4MError
 from b4m.merging.context import MergeContext, require_same_base
 from b4m.merging.layerwise import describe
 from b4m.methods import Merge, Training
-from b4m.settings import Execution, TrainSettings
+from b4m.settings import Execution, Restyling, TrainSettings
 from b4m.train.key import key
 from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
 from b4m.train.randomness import ShuffledIndices
@@ -70,7 +70,7 @@ class BreakSettings(TrainSettings):
     )
 
 
-class MakeSettings(Execution):
+class MakeSettings(Restyling, Execution):
     """What *make* reads."""
 
     steps: int = Field(100, ge=0, description="optimizer steps; 0 only joins the halves")
@@ -321,7 +321,11 @@ def _fit_make(
         for kind, adapter in (("content", content), ("style", style))
     ]
     cache = Cache(context.workdir / "cache", base)
-    sets = [read_training_set(folder, part, base, cache) for part in parts]
+    restyled = Augmentation.of(settings, settings.seed)
+    sets = [
+        read_training_set(folder, parts[0], base, cache, restyled),
+        read_training_set(folder, parts[1], base, cache),
+    ]
     if (both := content + style).text_layers:
         sets = [replace(one, text=encode_prompts_with(base, both, one.captions)) for one in sets]
         base.offload()
@@ -374,11 +378,8 @@ def _fit_make(
 
 
 def _make_group(plps: Mapping[str, PLP], settings: MakeSettings) -> ParameterGroup:
-    parameters = {
-        f"{name}.{factor}": _block(plp, factor)
-        for factor in ("down", "up")
-        for name, plp in plps.items()
-    }
+    factors = ("down", "up")
+    parameters = {f"{n}.{f}": _block(plp, f) for f in factors for n, plp in plps.items()}
     if settings.preconditioner == "plain":
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay

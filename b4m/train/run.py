@@ -85,14 +85,7 @@ class Run(Generic[S_co]):
     @property
     def augmentation(self) -> Augmentation:
         """What is shown beside the images themselves."""
-        settings = self.settings
-        return Augmentation(
-            settings.flip,
-            settings.restyle,
-            settings.restyle_copies,
-            settings.restyle_words,
-            settings.seed,
-        )
+        return Augmentation.of(self.settings, self.settings.seed, self.settings.flip)
 
     @cached_property
     def data_hash(self) -> str:

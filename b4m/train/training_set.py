@@ -17,6 +17,7 @@ from b4m.data.captions import content_caption
 from b4m.data.images import fit_square, load_image
 from b4m.data.manifest import ManifestRow
 from b4m.data.restyle import identifier, restyle
+from b4m.settings import Restyling
 from b4m.train.randomness import derive_seed
 
 
@@ -38,6 +39,11 @@ class Augmentation:
     copies: int = 24
     words: str = "described"
     seed: int = 0
+
+    @classmethod
+    def of(cls, settings: Restyling, seed: int, flip: bool = False) -> "Augmentation":
+        """What the settings ask for."""
+        return cls(flip, settings.restyle, settings.restyle_copies, settings.restyle_words, seed)
 
 
 @dataclass(frozen=True)
