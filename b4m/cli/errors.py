@@ -40,7 +40,8 @@ def sentence(error: CycloptsError, selection: Selection) -> str:
 def _unknown_flag(error: UnknownOptionError, selection: Selection) -> str:
     """What is unknown, and where it is known: another method's flag, or the nearest name."""
     flag = (error.token.keyword or error.token.value).split("=")[0]
-    if readers := _readers(selection.verb, flag.lstrip("-").replace("-", "_")):
+    name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+    if readers := _readers(selection.verb, name):
         example = f"b4m {selection.verb} --{SELECTOR[selection.verb]} {readers[0]} --help"
         hint = f"it is a setting of {', '.join(readers)}, see `{example}`"
     else:

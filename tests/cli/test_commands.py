@@ -45,6 +45,29 @@ def test_verbose_and_log_file_say_what_happens_and_leave_the_output_alone(
     assert len(detailed) > len(errors)
 
 
+def test_the_log_of_a_training_tells_a_new_one_from_a_reused_one(
+    b4m: Callable[..., Answer],
+    tiny_base: Path,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("B4M_WORK", str(tmp_path / "work"))
+    line = f"train --kind content --data {prepared} --concept teapot --base {tiny_base} --steps 1"
+    logs, printed = [], []
+    for number in range(2):
+        out, log = tmp_path / f"{number}.safetensors", tmp_path / f"{number}.log"
+        status, output, errors = b4m(*line.split(), "--out", out, "--log-file", log)
+        assert status == 0, errors
+        printed.append(output)
+        logs.append(log.read_text(encoding="utf-8"))
+    assert printed == [f"{tmp_path / '0.safetensors'}\n", f"{tmp_path / '1.safetensors'}\n"]
+    for words in ("base ", "0 of 1 are in the cache", "training lora/teapot/s0"):
+        assert words in logs[0]
+    assert "is reused" in logs[1]
+    assert "in the cache" not in logs[1]
+
+
 def test_prepare_prints_where_it_wrote(
     b4m: Callable[..., Answer], images: Path, tmp_path: Path
 ) -> None:
