@@ -14,8 +14,6 @@ line's verbs and write files (`b4m.verbs` has the others). Names are imported on
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from b4m import torchvision_guard
-
 if TYPE_CHECKING:
     from b4m.adapters.adapter import Adapter
     from b4m.adapters.lowrank import LowRank
@@ -50,8 +48,6 @@ _HOME = {
     "sample": "b4m.verbs",
     "write_adapter": "b4m.files",
 }
-
-torchvision_guard.install()
 
 
 def __getattr__(name: str) -> Any:

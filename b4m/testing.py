@@ -19,6 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from b4m import torchvision_guard
+
+torchvision_guard.install()  # before diffusers and transformers are imported
+
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,

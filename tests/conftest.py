@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from b4m import torchvision_guard
 from b4m.bases import load_base
 from b4m.bases.base import Base
 from b4m.data.prepare import prepare
 from tests.data.worlds import write_user_folder
+
+torchvision_guard.install()  # tests import diffusers, peft and open_clip by themselves too
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +22,6 @@ def repo_root() -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with SDXL's topology and random weights: 32 px images, 4x8x8 latents."""
-    import b4m  # noqa: F401  (installs the torchvision guard)
     from b4m.testing import write_tiny_base
 
     return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny-sdxl")

@@ -13,6 +13,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from b4m import torchvision_guard
 from b4m.bases.family import Family
 from b4m.extras import needs
 
@@ -52,6 +53,7 @@ def load_base(base: str, device: str = "auto", dtype: str = "auto") -> Base:
     """
     from b4m.bases.locate import locate, pipeline_class
 
+    torchvision_guard.install()  # before diffusers and transformers are imported
     start = time.monotonic()
     with needs("train", f"base {base}"):
         path = locate(base)

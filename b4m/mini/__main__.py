@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import b4m  # noqa: F401  (installs the torchvision guard before open_clip)
+from b4m import torchvision_guard
 from b4m.errors import B4MError
 from b4m.mini.recipe import RECIPES, BaseRecipe, ClipRecipe, VaeRecipe
 
@@ -71,6 +71,7 @@ def _adjusted(recipe: Part, arguments: argparse.Namespace) -> Part:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    torchvision_guard.install()
     arguments = _parser().parse_args(argv)
     try:
         _run(arguments)

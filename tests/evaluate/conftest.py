@@ -38,8 +38,6 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    import b4m  # noqa: F401  (installs the torchvision guard)
-
     folder = tmp_path_factory.mktemp("evaluator") / "tiny-clip"
     folder.mkdir()
     (folder / "open_clip_config.json").write_text(json.dumps(CONFIG))

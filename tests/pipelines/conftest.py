@@ -60,8 +60,6 @@ def tiny_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    import b4m  # noqa: F401  (installs the torchvision guard)
-
     folder = tmp_path_factory.mktemp("evaluator")
     (folder / "open_clip_config.json").write_text(json.dumps(CLIP))
     torch.manual_seed(0)
