@@ -9,15 +9,16 @@ export HF_HUB_OFFLINE ?= 1
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
+export NO_MKDOCS_2_WARNING ?= 1
 
 # Every task is a process that imports the same packages: compiled once, they load in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test check ui
+.PHONY: help setup data demo test check docs notebooks ui
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## install everything into .venv, once
 
@@ -29,11 +30,11 @@ $(READY): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
 	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
 	  UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install -q --python $(BIN)/python \
-	    -c constraints.txt torch==2.13.0 -e '.[all,grid,check,dev]'; \
+	    -c constraints.txt torch==2.13.0 -e '.[all,grid,check,docs,dev]'; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile \
-	    -c constraints.txt torch==2.13.0 -e '.[all,grid,check,dev]'; \
+	    -c constraints.txt torch==2.13.0 -e '.[all,grid,check,docs,dev]'; \
 	fi
 	@touch $@
 
@@ -46,9 +47,17 @@ demo: setup data ## customize a content with a style, end to end: runs/demo/repo
 test: setup data ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
-check: setup ## lint and types
+check: setup ## lint, format, types, spelling
 	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check -q .
 	@$(BIN)/python -m mypy
+	@$(BIN)/python -m codespell_lib
+
+docs: setup ## build the documentation site: build/site/index.html
+	@$(BIN)/python -m mkdocs build -q
+
+notebooks: setup data ## run docs/notebooks from top to bottom
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m notebook $(ARGS)
 
 ui: setup ## browse the runs with MLflow
 	@echo "MLflow on http://127.0.0.1:$(PORT), Ctrl-C ends it"
