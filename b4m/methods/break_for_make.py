@@ -1,6 +1,6 @@
 """B4M, break for make (arXiv 2403.19456; ACM TOG 44(2), 2025): learn apart, then make one of both.
 
-Break. Content and style are each trained as a partly learnable projection (`adapters.pairs.PLP`)
+Break. Content and style are each trained as a partly learnable projection (`adapters.deltas.PLP`)
     up = [A; B], down = [C  D],  A and C frozen and orthogonal, the same for both runs.
 One learnable block is the concept's own (main), the other is trained by partners: pictures of the
 other kind, so that the main block learns its concept against several counterparts (the paper's

@@ -4,7 +4,7 @@ ZipRank.   dW = U_c diag(m_c) D_c + U_s diag(m_s) D_s, both pairs in their own s
 the paper's U_r M_r Sigma_r V_r^T says; the released code masks the factors as trained. It matters:
 cutting ranks is at least as good as cutting rows only in that basis (Eckart-Young).
 
-Layer prior.   Low-resolution layers draw content, the others style (`adapters.blocks.role_of`); all
+Layer prior.   Low-resolution layers draw content, the others style (`Family.role_of`); all
 linears have a role, in the released code 320 of 560 have none. With a the mask of a layer's own
 role, b the other one, r the larger rank and the mean over layers that both adapters have,
 
