@@ -15,12 +15,16 @@
 
 import csv
 import hashlib
-from collections.abc import Iterable, Sequence
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from b4m.data.captions import check_trigger
+from b4m.data.names import canonical, check_name
 from b4m.errors import B4MError
+from b4m.io import read_text
 
 MANIFEST = "manifest.csv"
 KINDS = ("content", "style", "truth")
@@ -57,15 +61,33 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise B4MError(f"{folder} has no {MANIFEST}; make the folder with `b4m prepare`")
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in COLUMNS[:-1] if name not in (reader.fieldnames or [])]
-        if missing:
-            raise B4MError(f"{path} lacks the column {missing[0]}; prepare the data again")
-        rows = [_row(path, number, line) for number, line in enumerate(reader, start=2)]
+    rows = [_row(path, number, line) for number, line in read_table(path, COLUMNS[:-1])]
     if not rows:
         raise B4MError(f"{path} lists no picture; prepare the data again")
     return rows
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds a manifest as `write_manifest` writes it, so that it may be replaced."""
+    file = folder / MANIFEST
+    return file.is_file() and read_text(file).startswith(",".join(COLUMNS[:-1]))
+
+
+def read_table(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and values of each line of a CSV file that people may have edited.
+
+    Raises:
+        B4MError: for a file that is no UTF-8 text or no CSV, or lacks one of the columns.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", strict=True)
+    try:
+        missing = [name for name in columns if name not in (reader.fieldnames or [])]
+        if missing:
+            raise B4MError(f"{path} lacks the column {missing[0]}; prepare the data again")
+        for line in reader:
+            yield reader.line_num, line
+    except csv.Error as error:
+        raise B4MError(f"{path}, line {reader.line_num}: {error}; mend the line") from None
 
 
 def write_manifest(folder: Path, rows: Iterable[ManifestRow]) -> Path:
@@ -84,7 +106,8 @@ def training_rows(rows: Sequence[ManifestRow], kind: str, concept: str) -> list[
     Raises:
         B4MError: if there is no such concept, naming those there are.
     """
-    selected = [row for row in rows if (row.kind, row.role, row.concept) == (kind, "train", concept)]
+    wanted = (kind, "train", canonical(concept))
+    selected = [row for row in rows if (row.kind, row.role, row.concept) == wanted]
     if not selected:
         names = sorted({r.concept for r in rows if r.kind == kind and r.role == "train"})
         known = ", ".join(names) or "none"
@@ -107,10 +130,10 @@ def data_hash(folder: Path, rows: Iterable[ManifestRow]) -> str:
     return digest.hexdigest()
 
 
-def _row(path: Path, number: int, line: dict[str, str | None]) -> ManifestRow:
+def _row(path: Path, number: int, line: dict[str, str]) -> ManifestRow:
     where = f"{path}, line {number}"
-    values = {name: (line.get(name) or "").strip() for name in COLUMNS}
-    row = ManifestRow(**values)
+    values = {name: line.get(name, "").strip() for name in COLUMNS}
+    row = ManifestRow(**{**values, "concept": canonical(values["concept"])})
     for name, value, allowed in (
         ("kind", row.kind, KINDS),
         ("role", row.role, ROLES),
@@ -120,10 +143,9 @@ def _row(path: Path, number: int, line: dict[str, str | None]) -> ManifestRow:
             raise B4MError(
                 f"{where}: {name} {value!r} is none of {', '.join(filter(None, allowed))}"
             )
-    if not row.concept:
-        raise B4MError(f"{where}: the concept is empty")
-    inside = (path.parent / row.file).resolve().is_relative_to(path.parent.resolve())
-    if not row.file or not inside or not (path.parent / row.file).is_file():
+    check_name(row.concept, f"{where}: concept", 255)
+    file, folder = os.path.realpath(path.parent / row.file), os.path.realpath(path.parent)
+    if not row.file or not file.startswith(f"{folder}/") or not os.path.isfile(file):
         raise B4MError(f"{where}: the picture {row.file!r} is not in the folder")
     check_trigger(row.caption, row.trigger, f"{where} ({row.file})")
     return row

@@ -9,16 +9,17 @@ with an optional caption beside each picture (same name, .txt), which must hold 
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from b4m.data import emojigrid, own
 from b4m.data.images import load_image
-from b4m.data.manifest import MANIFEST, ManifestRow, write_manifest
+from b4m.data.manifest import MANIFEST, ManifestRow, is_prepared, write_manifest
+from b4m.data.names import check_name, cut_names
 from b4m.data.request import Request
 from b4m.errors import B4MError
+from b4m.io import check_output, replacing_folder
 
 
 def prepare(
@@ -52,18 +53,23 @@ def prepare(
             trigger, or an `out` that holds other things.
     """
     source, out = Path(source), Path(out)
-    request = Request(_names(content), _names(style), style_images, partners, seed, content_style)
+    contents, styles = (
+        cut_names(text, own.concepts(source, kind))
+        for kind, text in (("content", content), ("style", style))
+    )
+    request = Request(contents, styles, style_images, partners, seed, content_style)
     _check(source, out, request)
-    if (source / MANIFEST).is_file():
-        chosen = emojigrid.choose(source, request)
-    else:
-        chosen = own.choose(source, request)
-    _write(out, chosen)
+    try:
+        collection = (source / MANIFEST).is_file()
+        chosen = (emojigrid if collection else own).choose(source, request)
+    except OSError as error:
+        raise B4MError(f"{error.filename} cannot be read ({error.strerror})") from None
+    for row in {row.concept: row for _, row in chosen if row.kind != "truth"}.values():
+        check_name(row.concept, str(source))
+    with replacing_folder(out) as partial:
+        rows = [_copy(path, row, partial, number) for number, (path, row) in enumerate(chosen)]
+        write_manifest(partial, rows)
     return out
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _check(source: Path, out: Path, request: Request) -> None:
@@ -74,21 +80,11 @@ def _check(source: Path, out: Path, request: Request) -> None:
             f"style_images={request.style_images} must be 1 or more and "
             f"partners={request.partners} 0 or more"
         )
-    if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
+    check_output(out, folder=True)
+    if out.exists() and not is_prepared(out) and any(out.iterdir()):
         raise B4MError(f"{out} exists and is no prepared folder; give another place to write to")
-
-
-def _write(out: Path, chosen: Sequence[tuple[Path, ManifestRow]]) -> None:
-    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        rows = [_copy(path, row, partial, number) for number, (path, row) in enumerate(chosen)]
-        write_manifest(partial, rows)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if f"{os.path.realpath(source)}/".startswith(f"{os.path.realpath(out)}/"):
+        raise B4MError(f"{out} holds the source {source} itself; give another place to write to")
 
 
 def _copy(path: Path, row: ManifestRow, folder: Path, number: int) -> ManifestRow:

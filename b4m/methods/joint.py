@@ -9,6 +9,7 @@ from itertools import cycle, islice
 
 from b4m.adapters.adapter import Adapter
 from b4m.data.manifest import ManifestRow, training_rows
+from b4m.data.names import cut_pair
 from b4m.errors import B4MError
 from b4m.methods import Training
 from b4m.train.plain import PairSettings, train_pairs
@@ -26,11 +27,15 @@ def rows(manifest: Sequence[ManifestRow], kind: str, concept: str) -> list[Manif
     Raises:
         B4MError: if the concept is not such a pair, or the data lacks one of the two.
     """
-    content, plus, style = concept.partition("+")
-    if kind != "joint" or not plus or not content or not style:
+    if kind != "joint":
         raise B4MError(
             f"joint training needs kind joint and a concept content+style, not {kind} {concept!r}"
         )
+    known = {
+        side: {row.concept for row in manifest if (row.kind, row.role) == (side, "train")}
+        for side in ("content", "style")
+    }
+    content, style = cut_pair(concept, known["content"], known["style"])
     both = training_rows(manifest, "content", content), training_rows(manifest, "style", style)
     longest = max(len(part) for part in both)
     return [row for part in both for row in islice(cycle(part), longest)]

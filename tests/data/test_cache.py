@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from b4m.data.cache import Cache
 from b4m.bases import load_base
+from b4m.data.cache import Cache
 from tests.data.worlds import drawing
 
 

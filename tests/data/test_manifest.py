@@ -42,7 +42,7 @@ def test_written_rows_are_read_back(folder: Path) -> None:
         ({"file": "b.png"}, "line 2: the picture 'b.png' is not in the folder"),
         ({"file": "../a.png"}, "line 2: the picture '../a.png' is not in the folder"),
         ({"caption": "a teapot"}, r"line 2 \(a.png\): the caption 'a teapot' lacks .* 'snq'"),
-        ({"concept": ""}, "line 2: the concept is empty"),
+        ({"concept": ""}, "line 2: concept: the name .* is empty"),
     ],
 )
 def test_a_bad_line_is_named(folder: Path, change: dict[str, str], message: str) -> None:
