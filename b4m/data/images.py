@@ -5,6 +5,7 @@ through other programs: Ghostscript, for one, would be started on a PostScript f
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp")
 CAPTION_SUFFIXES = (".txt", ".TXT")
 _STRIP = 512  # rows
 _ORIENTATION = 0x0112  # tag of EXIF
-_TURNS = {
+_TURNS: Mapping[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
