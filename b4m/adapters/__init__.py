@@ -9,5 +9,5 @@ Letters, the same in every module of this package:
     A, B  frozen and learnable rows of up         C, D  frozen and learnable columns of down
 
 A *delta* is an `nn.Module` that maps the linear's input x (..., I) to the addition to its output
-(..., O). Nothing here imports diffusers: a UNet is met as a module with named linears.
+(..., O). Nothing here imports diffusers: a denoiser is met as a module with named linears.
 """

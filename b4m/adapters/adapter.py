@@ -11,13 +11,13 @@ from b4m.adapters.metadata import Metadata
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """Low-rank pairs of a UNet, optionally of the text encoders, and what they are.
+    """Low-rank pairs of a denoiser, optionally of the text encoders, and what they are.
 
     Attributes:
-        layers: pair by module path in the UNet, e.g.
+        layers: pair by module path in the denoiser, e.g.
             "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0".
         metadata: what the adapter is; empty for another tool's file.
-        text_layers: pair by "text_encoder.<module path>" or "text_encoder_2.<module path>".
+        text_layers: pair by "<network>.<module path>", e.g. of the network "text_encoder_2".
     """
 
     layers: dict[str, LowRank]

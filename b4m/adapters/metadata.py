@@ -25,6 +25,7 @@ class Metadata:
         rank: largest rank of a layer.
         triggers: trigger word by kind, e.g. {"content": "snq", "style": "w@z"}.
         class_words: class word by kind, e.g. {"content": "animal"}.
+        family: name of the family of base models, e.g. "sdxl".
         base_id: name, folder or hub id of the base.
         base_hash: hash of the base's weights.
         data_hash: hash of the pictures and captions.
@@ -44,6 +45,7 @@ class Metadata:
     rank: int = 0
     triggers: dict[str, str] = field(default_factory=dict)
     class_words: dict[str, str] = field(default_factory=dict)
+    family: str = ""
     base_id: str = ""
     base_hash: str = ""
     data_hash: str = ""

@@ -1,7 +1,15 @@
 """Base models: one folder is one family.
 
-A family has two modules: `family` with its tables as `FAMILY` (no torch, no diffusers), and `load`
-with `load(base, path, device, dtype) -> Base`. To add one, add its folder and its row here.
+To add one, add its folder and its row in `FAMILIES`; nothing else changes. The folder holds
+
+    family.py   FAMILY, a `bases.family.Family`: names and groups of its linears, and the diffusers
+                pipelines whose folders are its own. Tables alone, no torch, no diffusers.
+    load.py     load(base, path, device, dtype) -> `bases.base.Base`: reads such a folder.
+    model.py    that Base: which linears get pairs; how prompts and images are encoded and latents
+                decoded; its `bases.noising`; one call of the denoiser; the sampling loop.
+
+What several families need is here: noising, latents of AutoencoderKL, names of CLIP's linears,
+finding and hashing of files. `tests/toy_dit` is a whole family, a flow-matching DiT, in little.
 """
 
 from __future__ import annotations
@@ -15,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from b4m import torchvision_guard
 from b4m.bases.family import Family
+from b4m.errors import B4MError
 from b4m.extras import needs
 
 if TYPE_CHECKING:
@@ -22,21 +31,32 @@ if TYPE_CHECKING:
 
 FAMILIES = {"sdxl": "b4m.bases.sdxl"}
 _log = logging.getLogger(__name__)
-_DEFAULT = "sdxl"  # of a single-file checkpoint, and of a folder that names no known pipeline
+_SINGLE_FILE = "sdxl"  # a single-file checkpoint does not say what it is
 
 
-def families() -> list[Family]:
-    """The tables of every family."""
-    return [import_module(f"{package}.family").FAMILY for package in FAMILIES.values()]
+def families(first: str = "") -> list[Family]:
+    """The tables of every family, the one of the name `first` before the others."""
+    every: list[Family] = [
+        import_module(f"{package}.family").FAMILY for package in FAMILIES.values()
+    ]
+    return sorted(every, key=lambda family: family.name != first)
 
 
-def family_of(layers: Iterable[str]) -> Family | None:
-    """The family whose denoiser has linears of all these names; None if no known one has."""
+def family_of(layers: Iterable[str], declared: str = "") -> Family | None:
+    """The family whose denoiser has most of these linears; None if no known one has any.
+
+    Args:
+        layers: module paths.
+        declared: name of the family that the adapter says it is of, which decides between families
+            that have equally many: transformers of several makers name their linears alike.
+    """
     names = list(layers)
-    for family in families():
-        if names and all(family.known(family.denoiser, name) for name in names):
-            return family
-    return None
+
+    def count(family: Family) -> int:
+        return sum(family.known(family.denoiser, name) for name in names)
+
+    nearest = max(families(declared), key=count)
+    return nearest if count(nearest) else None
 
 
 def load_base(base: str, device: str = "auto", dtype: str = "auto") -> Base:
@@ -57,12 +77,20 @@ def load_base(base: str, device: str = "auto", dtype: str = "auto") -> Base:
     start = time.monotonic()
     with needs("train", f"base {base}"):
         path = locate(base)
-        kind = pipeline_class(path)
-        name = next((f.name for f in families() if kind in f.pipelines), _DEFAULT)
+        name = _SINGLE_FILE if path.is_file() else _family_of_pipeline(base, pipeline_class(path))
         loaded: Base = import_module(f"{FAMILIES[name]}.load").load(base, path, device, dtype)
     took = time.monotonic() - start
     _log.info("base %s (%s) in %s on %s: %.1f s", base, name, loaded.dtype, loaded.device, took)
     return loaded
+
+
+def _family_of_pipeline(base: str, pipeline: str) -> str:
+    """Name of the family that a diffusers pipeline is of."""
+    for family in families():
+        if pipeline in family.pipelines:
+            return family.name
+    known = "; ".join(f"{one.title}: {', '.join(one.pipelines)}" for one in families())
+    raise B4MError(f"base {base}: {pipeline or 'its pipeline'} is of no known family ({known})")
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,6 @@
 """A family of base models: what adapters of it look like, known without loading a model.
 
-Pure tables and rules: names of layers, their places and roles. Loading is `Base`'s matter.
+Pure tables and rules: names of layers, their groups and roles. Loading is `Base`'s matter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Family(ABC):
         networks: names of the networks in adapter files; the first one is the denoiser, the others
             are text encoders.
         beginnings: beginnings of tensor names by tool, see `b4m.files.keys`.
-        block_groups: named groups of layers that methods may ask for, e.g. B-LoRA's, by prefix.
+        block_groups: named groups of layers that methods may ask for, e.g. B-LoRA's, by prefix;
+            {} where no method has found any.
         file_header: entries that tools expect in the header of an adapter file of this family.
         kohya_header: further ones that sd-scripts writes.
     """
@@ -32,9 +33,9 @@ class Family(ABC):
     pipelines: ClassVar[tuple[str, ...]]
     networks: ClassVar[tuple[str, ...]]
     beginnings: ClassVar[Mapping[str, tuple[str, str]]]
-    block_groups: ClassVar[Mapping[str, str]]
-    file_header: ClassVar[Mapping[str, str]]
-    kohya_header: ClassVar[Mapping[str, str]]
+    block_groups: ClassVar[Mapping[str, str]] = {}
+    file_header: ClassVar[Mapping[str, str]] = {}
+    kohya_header: ClassVar[Mapping[str, str]] = {}
 
     @property
     def denoiser(self) -> str:
@@ -57,9 +58,12 @@ class Family(ABC):
             B4MError: for a module in none of them.
         """
 
-    @abstractmethod
     def role_of(self, module: str) -> str:
-        """Whether a linear of the denoiser draws "content" or "style" (DuoLoRA's prior)."""
+        """Whether a linear of the denoiser draws "content" or "style" (DuoLoRA's prior).
+
+        "" where no prior is known, which is the default.
+        """
+        return ""
 
     def known(self, network: str, module: str) -> bool:
         """Whether this is the name of a linear that adapters may address."""
@@ -71,21 +75,22 @@ class Family(ABC):
         Args:
             names: module paths of linears.
             blocks: comma-separated terms, of which one must hold: "all" or empty, a role
-                ("content", "style"), one of `block_groups`, or a part of the path such as
-                "up_blocks.0.attentions.1" or "attn2".
+                ("content", "style"), one of `block_groups`, or a part of the path, of whole
+                elements, such as "up_blocks.0.attentions.1" or "attn2".
 
         Raises:
             B4MError: when a term keeps nothing.
         """
         every = list(names)
         terms = [term.strip() for term in blocks.split(",") if term.strip()]
-        if not terms or "all" in terms:
+        if not terms:
             return every
         kept: set[str] = set()
         for term in terms:
             matching = {name for name in every if self._matches(name, term)}
             if not matching:
-                groups = ", ".join(["all", "content", "style", *self.block_groups])
+                roles = sorted({self.role_of(name) for name in every} - {""})
+                groups = ", ".join(["all", *roles, *self.block_groups])
                 raise B4MError(
                     f"block filter {term!r} keeps none of {len(every)} layers; give {groups} or a "
                     "part of a layer's path"
@@ -94,6 +99,8 @@ class Family(ABC):
         return [name for name in every if name in kept]
 
     def _matches(self, name: str, term: str) -> bool:
+        if term == "all":
+            return True
         if term in ("content", "style"):
             return self.role_of(name) == term
         if term in self.block_groups:

@@ -37,13 +37,11 @@ def locate(base: str) -> Path:
 
 
 def pipeline_class(path: Path) -> str:
-    """Name of the diffusers pipeline that a folder is for; "" for a single file.
+    """Name of the diffusers pipeline that a folder is for.
 
     Raises:
         B4MError: for a folder without a readable model_index.json.
     """
-    if path.is_file():
-        return ""
     index = path / INDEX
     if not index.is_file():
         raise B4MError(f"base {path}: no {INDEX} in it; give a folder that diffusers saved")

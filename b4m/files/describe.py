@@ -32,9 +32,10 @@ def describe(path: str | Path) -> dict[str, Any]:
         return facts | {"problem": str(problem)}
     family, pairs = parsed.family, parsed.pairs
     denoiser = parsed.adapter().layers
-    energy = {"content": 0.0, "style": 0.0}
+    energy: dict[str, float] = {}
     for module, pair in denoiser.items():
-        energy[family.role_of(module)] += pair.inner(pair)
+        role = family.role_of(module)
+        energy[role] = energy.get(role, 0.0) + pair.inner(pair)
     return facts | {
         "base": family.title,
         "key_style": parsed.style,
@@ -43,5 +44,5 @@ def describe(path: str | Path) -> dict[str, Any]:
         "ranks": dict(sorted(Counter(pair.rank for pair in pairs.values()).items())),
         "groups": dict(sorted(Counter(family.group_of(module) for module in denoiser).items())),
         "norm": sum(energy.values()) ** 0.5,
-        "norm_by_role": {role: value**0.5 for role, value in energy.items()},
+        "norm_by_role": {role: value**0.5 for role, value in sorted(energy.items()) if role},
     }

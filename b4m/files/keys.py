@@ -78,14 +78,15 @@ def parse(name: str, family: Family) -> Key | None:
     return None
 
 
-def recognise(names: Iterable[str], families: Iterable[Family]) -> Family:
-    """The family that knows most of the names; the first of `families` if none knows any."""
+def recognise(names: Iterable[str], families: Iterable[Family]) -> Family | None:
+    """The family that knows most of the names, the first of these; None if none knows any."""
     every = list(names)
 
-    def known(family: Family) -> int:
+    def count(family: Family) -> int:
         return sum(parse(name, family) is not None for name in every)
 
-    return max(families, key=known)
+    nearest = max(families, key=count)
+    return nearest if count(nearest) else None
 
 
 def diffusers_names(family: Family, network: str, module: str) -> tuple[str, str]:

@@ -117,7 +117,11 @@ def parse_file(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, s
     _refuse_foreign(file, tensors)
     if not tensors:
         raise B4MError(f"{file} holds no tensors")
-    family = keys.recognise(tensors, families())
+    declared = Metadata.from_header(header).family
+    family = keys.recognise(tensors, families(declared))
+    if family is None:
+        titles = " or ".join(one.title for one in families())
+        raise B4MError(f"{file} has no name of a LoRA of {titles}: {few(tensors)}")
     parsed = {name: keys.parse(name, family) for name in tensors}
     unknown = [name for name, key in parsed.items() if key is None]
     if unknown:

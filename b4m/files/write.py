@@ -28,8 +28,8 @@ def write_adapter(
     Args:
         path: the file; for "peft" a folder, or a file beside which adapter_config.json is written.
         adapter: layers of rank 0 stand for zero and are left out.
-        form: "diffusers" (also for PEFT's loaders in diffusers), "peft" (PeftModel of the UNet),
-            or "kohya" (sd-scripts, A1111, ComfyUI).
+        form: "diffusers" (also for PEFT's loaders in diffusers), "peft" (PeftModel of the
+            denoiser), or "kohya" (sd-scripts, A1111, ComfyUI).
         dtype: "float32", "float16" or "bfloat16".
 
     Returns:
@@ -61,7 +61,8 @@ def write_adapter(
 
 def _addressed(adapter: Adapter, file: Path) -> tuple[Family, dict[Address, LowRank]]:
     """All pairs of an adapter by network and module; rank 0 left out, names checked."""
-    family = family_of(adapter.layers) or families()[0]
+    declared = adapter.metadata.family
+    family = family_of(adapter.layers, declared) or families(declared)[0]
     pairs = {(family.denoiser, module): pair for module, pair in adapter.layers.items()}
     for name, pair in adapter.text_layers.items():
         network, _, module = name.partition(".")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from b4m.adapters.adapter import Adapter
+from b4m.bases import family_of
 from b4m.bases.base import Base
 from b4m.errors import B4MError
 from b4m.settings import Settings
@@ -60,22 +61,28 @@ class MergeContext(Generic[S_co]):
 def require_same_base(content: Adapter, style: Adapter, base: Base | None = None) -> None:
     """Refuse adapters that were trained on different base models, or on another than `base`.
 
-    Adapters from other tools carry no hash; nothing can be said of them, so they pass.
+    Adapters from other tools carry no hash, so only their layers can tell that they do not fit.
 
     Raises:
         B4MError: naming the two bases.
     """
-    known = [
-        (f"the {kind} adapter", adapter.metadata.base_hash, adapter.metadata.base_id)
-        for kind, adapter in (("content", content), ("style", style))
-        if adapter.metadata.base_hash
+    own = base.family.name if base is not None else ""
+    sides = (("the content adapter", content), ("the style adapter", style))
+    found = [(who, family_of(one.layers, one.metadata.family or own)) for who, one in sides]
+    families = [(who, family.title, family.name) for who, family in found if family is not None]
+    bases = [
+        (who, f"base {about.base_id} ({about.base_hash[:12]})", about.base_hash)
+        for who, about in ((who, one.metadata) for who, one in sides)
+        if about.base_hash
     ]
     if base is not None:
-        known.append(("this merge", base.hash, base.id))
-    for who, digest, name in known[1:]:
-        first, first_digest, first_name = known[0]
-        if digest != first_digest:
-            raise B4MError(
-                f"{first} is for base {first_name} ({first_digest[:12]}), {who} for {name} "
-                f"({digest[:12]}); adapters fit only the base that they were trained on"
-            )
+        families.append(("this merge", base.family.title, own))
+        bases.append(("this merge", f"base {base.id} ({base.hash[:12]})", base.hash))
+    for parties in (bases, families):
+        for who, what, identity in parties[1:]:
+            first, first_what, first_identity = parties[0]
+            if identity != first_identity:
+                raise B4MError(
+                    f"{first} is for {first_what}, {who} for {what}; adapters fit only the base "
+                    "that they were trained on"
+                )

@@ -1,7 +1,7 @@
 """Two adapters become one: the walk over layers that all merges share.
 
 A layer that only one adapter has is zero (rank 0) on the other side. In closed-form merges the
-layers of the text encoders follow the same rule as those of the UNet.
+layers of the text encoders follow the same rule as those of the denoiser.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +109,7 @@ def describe(
         style=names[1],
         triggers={**_of_kind(first.triggers, "content"), **_of_kind(second.triggers, "style")},
         class_words={**second.class_words, **first.class_words},
+        family=first.family or second.family,
         base_id=first.base_id or second.base_id,
         base_hash=first.base_hash or second.base_hash,
         data_hash="+".join(part for part in (first.data_hash, second.data_hash) if part),

@@ -12,6 +12,7 @@ square; here a weight scales dW once.
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.bases import family_of
+from b4m.bases.family import Family
 from b4m.data.manifest import training_rows
 from b4m.errors import B4MError
 from b4m.merging.context import MergeContext, require_same_base
@@ -26,11 +27,11 @@ def train(run: Run[PairSettings]) -> Adapter:
     """Train the attention group of the run's kind; `blocks` may only narrow it.
 
     Raises:
-        B4MError: for another kind than content or style.
+        B4MError: for another kind than content or style, or a base without such groups.
     """
     if run.kind not in ("content", "style"):
         raise B4MError(f"blora trains content or style, not {run.kind!r}")
-    linears = run.linears(f"blora-{run.kind}")
+    linears = run.linears(_group(run.base.family, run.kind))
     kept = run.base.family.select(linears, run.settings.blocks)
     return train_pairs(run, {name: linears[name] for name in kept})
 
@@ -51,10 +52,8 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[MergeSettings]
         ("content", content, settings.content_weight),
         ("style", style, settings.style_weight),
     ):
-        family = family_of(adapter.layers)
-        group = family.block_groups.get(f"blora-{kind}") if family else None
-        if group is None:
-            raise B4MError("B-LoRA is known for SDXL alone; merge these adapters in another way")
+        family = family_of(adapter.layers, adapter.metadata.family)
+        group = _group(family, kind)
         selected = [name for name in adapter.layers if name.startswith(f"{group}.")]
         if not selected:
             raise B4MError(f"the {kind} adapter has no layer in {group}, which blora takes from it")
@@ -63,6 +62,15 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[MergeSettings]
     metadata = describe("blora", content, style, settings)
     merged = Adapter(layers, metadata, weighted.text_layers)
     return truncated(merged, dict.fromkeys([*layers, *merged.text_layers], settings.rank))
+
+
+def _group(family: Family | None, kind: str) -> str:
+    """The attention group that draws this kind."""
+    group = family.block_groups.get(f"blora-{kind}") if family else None
+    if group is None:
+        title = family.title if family else "these layers"
+        raise B4MError(f"B-LoRA has found no groups in {title}; use another method")
+    return group
 
 
 TRAINING = Training(PairSettings, train, training_rows)

@@ -4,7 +4,7 @@ ZipRank.   dW = U_c diag(m_c) D_c + U_s diag(m_s) D_s, both pairs in their own s
 the paper's U_r M_r Sigma_r V_r^T says; the released code masks the factors as trained. It matters:
 cutting ranks is at least as good as cutting rows only in that basis (Eckart-Young).
 
-Layer prior.   Low-resolution layers draw content, the others style (`Family.role_of`); all
+Layer prior.   In SDXL low-resolution layers draw content, the others style (`Family.role_of`); all
 linears have a role, in the released code 320 of 560 have none. With a the mask of a layer's own
 role, b the other one, r the larger rank and the mean over layers that both adapters have,
 
@@ -15,8 +15,8 @@ The nuclear norm of diag(m) is the L1 norm of m (the released code takes the L2 
 and its sign at the all-ones start shrinks the wrong mask). The paper's lambda is not known to us;
 it must exceed 1, or an active hinge could not raise a against its own L1 term, and is 2 here.
 
-Constyle.   With one noise eps and one timestep for all, p_x = "content in style", D the UNet with
-the adapter of its index, and re-noising x~ = x - sqrt(1 - abar) (e - eps):
+Constyle.   With one noise eps and one timestep for all, p_x = "content in style", D the denoiser
+with the adapter of its index, and re-noising x~ = x - sqrt(1 - abar) (e - eps):
 
     cc  = D_c(x_c, p_c)     cs = D_s(x_c, p_x)     csc = D_c(x~_cs, p_c)
     ss  = D_s(x_s, p_s)     sc = D_c(x_s, p_x)     scs = D_s(x~_sc, p_s)
@@ -41,6 +41,7 @@ from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
 from b4m.bases.base import Base
+from b4m.errors import B4MError
 from b4m.merging.context import MergeContext
 from b4m.merging.layerwise import Pairs
 from b4m.merging.mask_learning import Losses, MaskedMerge, learn_masks
@@ -67,9 +68,11 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> 
     """Rank masks under layer priors, learned with the cycle on both concepts' images.
 
     Raises:
-        B4MError: without the base or the concepts' data.
+        B4MError: without the base or the concepts' data, or for a base without layer priors.
     """
-    settings = context.settings
+    settings, family = context.settings, context.base.family
+    if not all(family.role_of(name) for name in context.base.linears()):
+        raise B4MError(f"DuoLoRA's layer prior is not known for {family.title}; use another method")
 
     def start(state: MaskedMerge, bank: Bank) -> None:
         if settings.init == "prior":
@@ -128,7 +131,7 @@ def renoised(
     """The picture that an output implies, noised again: x - sqrt(1 - abar) (e - eps).
 
     It equals sqrt(abar) x0 + sqrt(1 - abar) eps with x0 = (x - sqrt(1 - abar) e) / sqrt(abar), but
-    divides by nothing; for e = eps it is x.
+    divides by nothing; for e = eps it is x. Under flow matching the roots are 1 - t and t.
     """
     noise = base.noising.to_noise(output_BCHW, x_BCHW, t_B)
     return x_BCHW - base.noising.noise_scale(t_B) * (noise - noise_BCHW)

@@ -1,4 +1,4 @@
-"""Plain LoRA (arXiv 2106.09685) on all attention linears of the UNet: the floor of comparisons.
+"""Plain LoRA (arXiv 2106.09685) on all attention linears of the denoiser: the floor of comparisons.
 
 DreamBooth's recipe without prior preservation, as ZipLoRA, DuoLoRA and K-LoRA train the adapters
 that they merge: text encoders frozen, one trigger word in every caption.

@@ -6,8 +6,8 @@
     L  = ||e_m(x_c, p_c) - e_c(x_c, p_c)||_2 + ||e_m(x_s, p_s) - e_s(x_s, p_s)||_2
          + lambda sum_layers mean |m_c m_s|
 
-e_m, e_c, e_s are what the UNet outputs with the merged, the content and the style adapter. Masks
-start at one (the direct merge) and take 100 Adam steps.
+e_m, e_c, e_s are what the denoiser outputs with the merged, the content and the style adapter.
+Masks start at one (the direct merge) and take 100 Adam steps.
 
 Deviations. The paper writes the overlap as |m_c . m_s|; as in the public implementation it is the
 mean over the entries of a layer, summed over layers, because the plain inner product of 1280

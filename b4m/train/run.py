@@ -133,6 +133,7 @@ class Run(Generic[S_co]):
             rank=max((pair.rank for pair in layers.values()), default=0),
             triggers={row.kind: row.trigger for row in trained},
             class_words={row.kind: row.class_word for row in trained},
+            family=self.base.family.name,
             base_id=self.base.id,
             base_hash=self.base.hash,
             data_hash=self.data_hash,

@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from b4m.bases.clip import clip_module
 from b4m.bases.family import Family
 from b4m.bases.sdxl.blocks import ATTENTION_LINEARS, BLORA, GROUPS, MAX_DEPTH, group_of, role_of
 
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 ATTENTION = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$")
 _KOHYA = {UNET: "lora_unet_", TEXT: "lora_te1_", TEXT_2: "lora_te2_"}
-_TEXT_LINEAR = re.compile(
-    r"(?:text_model_)?encoder_layers_(\d+)_"
-    r"(?:self_attn_(?:to_)?(?P<attn>q|k|v|out)(?:_proj)?|mlp_(?P<mlp>fc1|fc2))"
-)
 
 
 class SDXLFamily(Family):
@@ -53,7 +50,7 @@ class SDXLFamily(Family):
 
     def module(self, network: str, path: str) -> str | None:
         """The module path that a tool's dotted or underscored path means; None if unknown."""
-        return _unet_module(path) if network == UNET else _text_module(path)
+        return _unet_module(path) if network == UNET else clip_module(path)
 
     def kohya_stem(self, network: str, module: str) -> str:
         """The name as sd-scripts writes SDXL: the UNet's blocks in the original code's naming."""
@@ -101,15 +98,3 @@ def _unet_module(body: str) -> str | None:
     if flat.endswith("_to_out"):
         flat += "_0"  # attention processors had to_out_lora for to_out.0
     return _unet_linears().get(flat)
-
-
-def _text_module(body: str) -> str | None:
-    if body == "text_projection":
-        return body
-    match = _TEXT_LINEAR.fullmatch(_flat(body))
-    if match is None:
-        return None
-    layer = f"text_model.encoder.layers.{match.group(1)}"
-    if match["mlp"]:
-        return f"{layer}.mlp.{match['mlp']}"
-    return f"{layer}.self_attn.{match['attn']}_proj"

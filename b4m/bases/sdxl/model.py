@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from b4m.bases import latents
 from b4m.bases.base import Base, Conditioning, StepCallback
 from b4m.bases.family import Family
 from b4m.bases.noising import Diffusion
-from b4m.bases.sdxl import latents
 from b4m.bases.sdxl.family import ATTENTION, FAMILY
 
 _PROMPTS_AT_ONCE = 32

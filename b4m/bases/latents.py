@@ -1,7 +1,7 @@
 """Images to latents and back, always through a float32 VAE.
 
 Latents are in the denoiser's scale: (z - mean) / std * scaling_factor, with the VAE's own mean and
-std where its config has them.
+std where its config has them; a single shift_factor stands for the mean where it has that.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,8 @@ def _normalization(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     config = vae.config
     mean = getattr(config, "latents_mean", None)
     std = getattr(config, "latents_std", None)
-    shift = torch.tensor(mean if mean is not None and std is not None else [0.0])
+    single = getattr(config, "shift_factor", None) or 0.0
+    shift = torch.tensor(mean if mean is not None and std is not None else [single])
     spread = torch.tensor(std if mean is not None and std is not None else [1.0])
     scale = float(config.scaling_factor) / spread
     return shift.view(1, -1, 1, 1).to(device), scale.view(1, -1, 1, 1).to(device)

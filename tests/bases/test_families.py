@@ -1,0 +1,210 @@
+"""Names tell families apart, in any order and every tool's writing; block filters keep whole paths."""
+
+import sys
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import b4m.bases
+from b4m.bases import families, family_of
+from b4m.bases.family import Family
+from b4m.bases.sdxl.blocks import BLORA, sdxl_linear_shapes
+from b4m.bases.sdxl.family import FAMILY as SDXL
+from b4m.errors import B4MError
+from b4m.files import keys
+from tests.toy_dit.family import FAMILY as TOY
+from tests.toy_dit.family import LINEARS, ToyFamily
+
+
+class Twin(ToyFamily):
+    """Another maker's transformer whose linears have the same names."""
+
+    name = "twin"
+    title = "Twin"
+    pipelines = ("TwinPipeline",)
+
+    def role_of(self, module: str) -> str:
+        return ""
+
+
+TWIN = Twin()
+NAMES = {
+    "sdxl": list(sdxl_linear_shapes()),
+    "toy-dit": [f"transformer_blocks.{k}.{linear}" for k in range(24) for linear in LINEARS],
+}
+TEXT = [
+    f"text_model.encoder.layers.{k}.{linear}"
+    for k in range(12)
+    for linear in ("self_attn.q_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+]
+PARTS = {
+    "diffusers": keys.diffusers_names,
+    "kohya": keys.kohya_names,
+    "peft": lambda family, network, module: keys.peft_names(module),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "twin.family", SimpleNamespace(FAMILY=TWIN))
+        registered = {**b4m.bases.FAMILIES, "toy-dit": "tests.toy_dit", "twin": "twin"}
+        patch.setattr(b4m.bases, "FAMILIES", registered)
+        yield
+
+
+def layers_of(family: str) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(NAMES[family]), min_size=1, max_size=20, unique=True)
+
+
+layers = st.sampled_from([SDXL, TOY]).flatmap(
+    lambda family: st.tuples(st.just(family), layers_of(family.name))
+)
+
+
+def parts_of(name: str) -> list[str]:
+    """Every run of whole elements of a dotted path."""
+    elements = name.split(".")
+    return [part for i in range(len(elements)) for part in accumulate(elements[i:], "{}.{}".format)]
+
+
+# What a block filter keeps
+
+
+@given(layers, st.data())
+def test_a_filter_keeps_the_names_that_hold_its_part_in_their_order(
+    drawn: tuple[Family, list[str]], data: st.DataObject
+) -> None:
+    family, names = drawn
+    part = data.draw(st.sampled_from(names).map(parts_of).flatmap(st.sampled_from))
+    kept = family.select(names, part)
+    assert kept == [name for name in names if part in parts_of(name)]
+    assert family.select(kept, part) == kept
+
+
+@given(layers, st.data())
+def test_terms_add_up_whatever_their_order(
+    drawn: tuple[Family, list[str]], data: st.DataObject
+) -> None:
+    family, names = drawn
+    parts = st.sampled_from(names).map(parts_of).flatmap(st.sampled_from)
+    terms = data.draw(st.lists(parts, min_size=1, max_size=4))
+    each = {name for term in terms for name in family.select(names, term)}
+    for order in (terms, terms[::-1]):
+        assert family.select(names, " , ".join(order)) == [n for n in names if n in each]
+
+
+@given(layers)
+def test_everything_is_kept_by_all_and_by_no_filter_and_roles_share_it(
+    drawn: tuple[Family, list[str]],
+) -> None:
+    family, names = drawn
+    assert family.select(names, "") == family.select(names, "all") == names
+    roles = {family.role_of(name) for name in names}
+    assert roles <= {"content", "style"}
+    shares = [family.select(names, role) for role in sorted(roles)]
+    assert sorted(name for share in shares for name in share) == sorted(names)
+
+
+@given(layers, st.text("abcdefgh_", min_size=1, max_size=6), st.booleans())
+def test_a_term_that_keeps_nothing_is_refused_also_beside_one_that_keeps_all(
+    drawn: tuple[Family, list[str]], ending: str, beside: bool
+) -> None:
+    family, names = drawn
+    term = f"{names[0].split('.')[0]}x{ending}"  # begins like an element, is none
+    with pytest.raises(B4MError, match=f"block filter '{term}' keeps none of {len(names)} layers"):
+        family.select(names, f"all,{term}" if beside else term)
+
+
+def test_named_groups_are_known_to_their_family_alone() -> None:
+    for kind, group in BLORA.items():
+        kept = SDXL.select(NAMES["sdxl"], f"blora-{kind}")
+        assert kept == [name for name in NAMES["sdxl"] if name.startswith(f"{group}.")] != []
+    with pytest.raises(B4MError, match="give all, content, style or a part"):
+        TOY.select(NAMES["toy-dit"], "blora-content")
+    with pytest.raises(B4MError, match="give all or a part"):  # it has no roles either
+        TWIN.select(NAMES["toy-dit"], "content")
+
+
+# Which family an adapter's layers are of
+
+
+@given(layers)
+def test_any_layers_of_a_family_tell_it(drawn: tuple[Family, list[str]]) -> None:
+    family, names = drawn
+    assert family_of(names) is family
+    assert family_of(names, family.name) is family
+    assert family_of(names, "a family of later times") is family
+
+
+@given(layers_of("sdxl"), layers_of("toy-dit"), st.randoms(use_true_random=False))
+def test_the_majority_of_the_layers_tells(first: list[str], second: list[str], rng: object) -> None:
+    mixed = [*first, *second]
+    rng.shuffle(mixed)  # type: ignore[attr-defined]
+    expected = SDXL if len(first) >= len(second) else TOY
+    assert family_of(mixed) is expected
+    if len(first) == len(second):
+        assert family_of(mixed, "toy-dit") is TOY
+
+
+@given(layers_of("toy-dit"))
+def test_where_names_do_not_tell_the_declared_family_counts(names: list[str]) -> None:
+    assert family_of(names) is TOY  # registered first
+    assert family_of(names, "twin") is TWIN
+    assert family_of(names, "sdxl") is TOY
+
+
+@given(st.lists(st.text("abc.", max_size=8)))
+def test_layers_of_no_family_are_of_none(names: list[str]) -> None:
+    assert family_of(names) is None
+    assert family_of(names, "toy-dit") is None
+
+
+# Which family a file's names are of
+
+
+@pytest.mark.parametrize("form", PARTS)
+@given(drawn=layers, text=st.lists(st.sampled_from(TEXT), max_size=3), data=st.data())
+def test_a_file_of_any_tool_is_recognised_and_its_names_mean_what_was_written(
+    form: str, drawn: tuple[Family, list[str]], text: list[str], data: st.DataObject
+) -> None:
+    family, modules = drawn
+    addresses = [(family.denoiser, module) for module in modules]
+    if form != "peft":
+        addresses += [(network, one) for one in text for network in family.networks[1:]]
+    name_of: Callable[..., tuple[str, ...]] = PARTS[form]
+    meaning = {
+        name: (*address, part)
+        for address in addresses
+        for name, part in zip(name_of(family, *address), ("down", "up", "alpha"), strict=False)
+    }
+    names = data.draw(st.permutations(sorted(meaning)))
+    assert keys.recognise(names, families()) is family
+    for name in names:
+        key = keys.parse(name, family)
+        assert key is not None
+        assert (key.network, key.module, key.part) == meaning[name]
+
+
+@given(layers_of("toy-dit"))
+def test_a_file_whose_names_two_families_know_is_of_the_first(modules: list[str]) -> None:
+    names = [name for module in modules for name in keys.diffusers_names(TOY, "transformer", module)]
+    assert keys.recognise(names, families()) is TOY
+    assert keys.recognise(names, families("twin")) is TWIN
+
+
+@given(st.lists(st.text("abc._", max_size=8).map(lambda stem: f"{stem}.lora.up.weight")))
+def test_a_file_of_no_family_is_of_none(names: list[str]) -> None:
+    assert keys.recognise(names, families()) is None
+
+
+def test_the_family_named_first_comes_first_and_none_is_lost() -> None:
+    every = families()
+    for one in every:
+        assert families(one.name)[0] is one
+        assert sorted(f.name for f in families(one.name)) == sorted(f.name for f in every)
+    assert families("nobody") == every
