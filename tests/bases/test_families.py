@@ -1,4 +1,4 @@
-"""Names tell families apart, in any order and every tool's writing; block filters keep whole paths."""
+"""Names tell families apart, in any order and any tool's writing; filters keep whole elements."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -192,7 +192,9 @@ def test_a_file_of_any_tool_is_recognised_and_its_names_mean_what_was_written(
 
 @given(layers_of("toy-dit"))
 def test_a_file_whose_names_two_families_know_is_of_the_first(modules: list[str]) -> None:
-    names = [name for module in modules for name in keys.diffusers_names(TOY, "transformer", module)]
+    names = [
+        name for module in modules for name in keys.diffusers_names(TOY, "transformer", module)
+    ]
     assert keys.recognise(names, families()) is TOY
     assert keys.recognise(names, families("twin")) is TWIN
 
