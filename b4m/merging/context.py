@@ -71,18 +71,18 @@ def require_same_base(content: Adapter, style: Adapter, base: Base | None = None
     found = [(who, family_of(one.layers, one.metadata.family or own)) for who, one in sides]
     families = [(who, family.title, family.name) for who, family in found if family is not None]
     bases = [
-        (who, f"base {about.base_id} ({about.base_hash[:12]})", about.base_hash)
+        (who, f"{about.base_id} ({about.base_hash[:12]})", about.base_hash)
         for who, about in ((who, one.metadata) for who, one in sides)
         if about.base_hash
     ]
     if base is not None:
         families.append(("this merge", base.family.title, own))
-        bases.append(("this merge", f"base {base.id} ({base.hash[:12]})", base.hash))
-    for parties in (bases, families):
+        bases.append(("this merge", f"{base.id} ({base.hash[:12]})", base.hash))
+    for kind, parties in (("base ", bases), ("", families)):
         for who, what, identity in parties[1:]:
             first, first_what, first_identity = parties[0]
             if identity != first_identity:
                 raise B4MError(
-                    f"{first} is for {first_what}, {who} for {what}; adapters fit only the base "
-                    "that they were trained on"
+                    f"{first} is for {kind}{first_what}, {who} for {what}; adapters fit only the "
+                    "base that they were trained on"
                 )
