@@ -249,6 +249,22 @@ def test_break_and_make_work_on_a_transformer(toy: str, prepared: Path, tmp_path
     assert len(moved) >= 14
 
 
+def test_text_encoders_learn_beside_the_transformer(
+    toy: str, prepared: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = {**TRAINING, "steps": 3, "text_lr": 1e-2, "text_rank": 2}
+    style = verbs.train(
+        "style", prepared, "stripes", tmp_path / "text.safetensors", base=toy, settings=settings
+    )
+    merged = verbs.merge(trained["content"], style, tmp_path / "direct.safetensors", "direct")
+    for file in (style, merged):
+        networks = read_adapter(file).text_networks()
+        assert set(networks) == {"text_encoder", "text_encoder_2"}
+        for layers in networks.values():
+            assert len(layers) == 2 * 6 + 1  # q, k, v, out and the MLP's two; the projection
+            assert all(pair.norm() > 0 for pair in layers.values())
+
+
 def test_a_sample_follows_its_adapter_and_its_seed_and_nothing_else(
     toy: str, base: Base, zipped: Path, prepared: Path, tmp_path: Path
 ) -> None:

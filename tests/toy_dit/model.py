@@ -56,7 +56,6 @@ class ToyBase(Base):
             if isinstance(module, nn.Linear) and self.family.known(self.family.denoiser, name)
         }
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         hidden_BTD, _, pooled_BP, _ = self.pipe.encode_prompt(
             list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=0
