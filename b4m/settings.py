@@ -25,6 +25,8 @@ DEFAULT_EVALUATOR = "data/models/mini-clip"
 CONTENT_TRIGGER = "snq"
 STYLE_TRIGGER = "w@z"
 
+SEEDS = 2**64
+"""Torch's generators take seeds from 0 up to this, not included."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Overrides = Mapping[str, object]
 

@@ -25,7 +25,7 @@ from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from PIL import Image
@@ -237,7 +237,10 @@ def _end(run_id: str, status: str) -> None:
 def tracking_uri() -> str:
     """Where runs go: `MLFLOW_TRACKING_URI`, or runs/mlflow.db below the working directory."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return given or f"sqlite:///{Path('runs/mlflow.db').resolve()}"
+    path = str(Path("runs/mlflow.db").resolve())
+    if unquote(path) != path or "?" in path:
+        path = "runs/mlflow.db"  # MLflow reads an address quoted here and unquoted there
+    return given or f"sqlite:///{path}"
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -316,7 +319,9 @@ def _alone(uri: str) -> Iterator[None]:
 def _database(uri: str) -> Path | None:
     """File of a SQLite address, else None."""
     address = uri.partition("?")[0]
-    return Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:///") else None
+    if not address.startswith("sqlite:///"):
+        return None
+    return Path(unquote(address.removeprefix("sqlite:///")))
 
 
 def _reach(uri: str) -> None:

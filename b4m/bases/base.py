@@ -112,6 +112,10 @@ class Base(ABC):
             if isinstance(module, nn.Linear) and (name := self.family.module(network, path))
         }
 
+    def part_read(self, prompt: str) -> str:
+        """The beginning of a prompt that the text encoders read; where they cut nothing, all."""
+        return prompt
+
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of B prompts, with gradients unless they are turned off."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from b4m.errors import B4MError
-from b4m.io import replacing_folder, write_whole
+from b4m.io import check_output, replacing_folder, write_whole
 
 COLUMNS = (
     "file",
@@ -108,6 +108,17 @@ def _parse(folder: Path, number: int, row: dict[str, str]) -> Sample:
     return Sample(folder=folder, seed=seed, steps=steps, guidance=guidance, **texts)
 
 
+def check_samples_place(out: Path) -> None:
+    """Refuse a place where no samples can be written, before they are generated.
+
+    Raises:
+        B4MError: if `out` cannot be written, or holds something else.
+    """
+    check_output(out, folder=True)
+    if out.exists() and not (out / "samples.csv").exists() and any(out.iterdir()):
+        raise B4MError(f"{out} exists and holds no samples; give another folder")
+
+
 def write_samples(
     out: Path,
     rows: Sequence[Mapping[str, object]],
@@ -125,8 +136,7 @@ def write_samples(
     Raises:
         B4MError: if `out` holds something else.
     """
-    if out.exists() and not (out / "samples.csv").exists() and any(out.iterdir()):
-        raise B4MError(f"{out} exists and holds no samples; give another folder")
+    check_samples_place(out)
     with replacing_folder(out) as partial:
         (partial / "images").mkdir()
         with (partial / "samples.csv").open("w", newline="", encoding="utf-8") as stream:

@@ -28,7 +28,7 @@ from b4m.merging.context import MergeContext
 from b4m.merging.core_space import core_of
 from b4m.merging.layerwise import merge_layers, padded
 from b4m.methods import Merge
-from b4m.settings import MergeSettings
+from b4m.settings import SEEDS, MergeSettings
 
 
 class Settings(MergeSettings):
@@ -36,7 +36,7 @@ class Settings(MergeSettings):
 
     density: float = Field(0.5, gt=0, le=1, description="share of entries that is kept")
     space: Literal["core", "factors"] = Field("core", description="where entries are dropped")
-    seed: int = Field(0, ge=0, description="seed of what is dropped")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="seed of what is dropped")
 
 
 def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:

@@ -3,6 +3,7 @@
 Shape suffixes: N images, B batch, C H W latents.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from b4m.bases.base import Base, Conditioning
 from b4m.data.cache import Cache
-from b4m.data.captions import content_caption
+from b4m.data.captions import check_trigger, content_caption
 from b4m.data.images import fit_square, load_image
 from b4m.data.manifest import ManifestRow
 from b4m.data.restyle import identifier, restyle
@@ -92,6 +93,8 @@ def read_training_set(
         augmentation: what else is shown; None is nothing.
     """
     augmentation = augmentation or Augmentation()
+    for row in rows:
+        _check_length(row, folder, base)
     shown = [
         pair
         for row in rows
@@ -107,6 +110,15 @@ def read_training_set(
         captions,
         cache.texts(captions),
     )
+
+
+def _check_length(row: ManifestRow, folder: Path, base: Base) -> None:
+    """Tell what the base does not read of a caption; a trigger among that is refused."""
+    read = base.part_read(row.caption)
+    if cut := row.caption[len(read) :].strip():
+        where = f"{folder / row.file} ({row.source}), cut to the tokens that the base reads"
+        check_trigger(read, row.trigger, where)
+        warnings.warn(f"{where}: {cut!r} at the end of the caption is lost", stacklevel=2)
 
 
 def _shown(

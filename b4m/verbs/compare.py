@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from b4m.data.names import canonical
 from b4m.errors import B4MError
-from b4m.io import write_whole
+from b4m.io import check_output, write_whole
 from b4m.methods import merge_rule, training
 from b4m.plan import KINDS, Comparison, Plan, plan
 from b4m.settings import DEFAULT_BASE, DEFAULT_EVALUATOR, Overrides, parse_pairs, shared
@@ -24,7 +25,7 @@ from b4m.verbs.evaluate import evaluate
 from b4m.verbs.merge import merge
 from b4m.verbs.prepare import prepare
 from b4m.verbs.report import report
-from b4m.verbs.sample import sample, settings_of
+from b4m.verbs.sample import check_seeds, sample, settings_of
 from b4m.verbs.train import train
 
 LOCK = "comparison.json"
@@ -110,11 +111,13 @@ def compare(
     """
     from b4m.tracking import open_tracker, part_of
 
-    if not seed:
-        raise B4MError("nothing to compare: no seeds were given")
+    check_seeds(seed)
+    check_output(Path(out) / LOCK)
     spec = ComparisonSpec(
         source=str(source),
-        comparison=Comparison(tuple(content), tuple(style), tuple(method), pairing),
+        comparison=Comparison(
+            tuple(map(canonical, content)), tuple(map(canonical, style)), tuple(method), pairing
+        ),
         seeds=tuple(seed),
         style_images=style_images,
         base=base,

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from b4m.io import check_output
+
 
 def convert(file: str | Path, out: str | Path, form: str = "kohya", dtype: str = "float32") -> Path:
     """Write an adapter for another tool.
@@ -20,4 +22,6 @@ def convert(file: str | Path, out: str | Path, form: str = "kohya", dtype: str =
     """
     from b4m.files import read_adapter, write_adapter
 
+    if form != "peft":
+        check_output(Path(out), ".safetensors")
     return write_adapter(Path(out), read_adapter(Path(file)), form, dtype)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from b4m.extras import needs
+from b4m.io import check_output
 from b4m.settings import DEFAULT_EVALUATOR
 
 
@@ -34,6 +35,7 @@ def evaluate(
     from b4m.tracking import open_tracker
 
     folders = [Path(folder) for folder in samples]
+    check_output(Path(out) / "scores.csv")
     with open_tracker("evaluate", "evaluate", settings={"evaluator": evaluator}) as run:
         written = score(folders, Path(data), Path(out), evaluator, baseline=REFERENCE_METHOD)
         run.metrics({f"eval/{name}": mean for name, mean in mean_scores(written).items()})

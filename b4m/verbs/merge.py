@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from b4m.io import check_output
 from b4m.methods import merge_rule
 from b4m.methods import method as method_row
 from b4m.settings import DEFAULT_BASE, Overrides, resolve
@@ -46,6 +47,7 @@ def merge(
         B4MError: for an unknown method or setting, unreadable files, or files of two bases.
     """
     rule, overrides = merge_rule(method), dict(settings or {})
+    check_output(Path(out), ".safetensors")
     resolve(rule.settings, overrides, method=method)  # a wrong one is told before anything is read
     from b4m.files import read_adapter, write_adapter
     from b4m.merging.context import require_same_base

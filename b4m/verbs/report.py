@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from b4m.extras import needs
+from b4m.io import check_output
 
 
 def report(
@@ -34,7 +35,8 @@ def report(
         from b4m.report import write_report
     from b4m.tracking import open_tracker
 
-    folders = [Path(folder) for folder in samples]
+    folders, file = [Path(folder) for folder in samples], Path(out)
+    check_output(file / "report.html" if file.is_dir() else file)
     with open_tracker("report", "report") as run:
         page = write_report(folders, Path(scores), Path(data), Path(out), title)
         with tempfile.TemporaryDirectory() as folder:

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from b4m.data.names import canonical
 from b4m.errors import B4MError
 from b4m.methods import names, sampler
 from b4m.plan import SUM
-from b4m.settings import DEFAULT_BASE, SampleSettings, Settings, resolve
+from b4m.settings import DEFAULT_BASE, SEEDS, SampleSettings, Settings, resolve
 from b4m.verbs.workspace import Values, load
 
 if TYPE_CHECKING:
@@ -51,16 +52,21 @@ def sample(
         B4MError: for unreadable files, an adapter of another base, or no prompt.
     """
     overrides = dict(settings or {})
+    check_seeds(seed)
+    check_each_once("prompt", prompt)
     model_of_settings = settings_of(combine)
     resolve(model_of_settings, overrides, method=combine)
     from b4m.bases.sampling import sample as generate
-    from b4m.evaluate.samples import write_samples
+    from b4m.evaluate.samples import check_samples_place, write_samples
     from b4m.files import read_adapter
     from b4m.io import sha256
 
+    check_samples_place(Path(out))
     files = [Path(file) for file in adapter]
     adapters = [read_adapter(file) for file in files]
-    jobs = [(text, *_concepts(adapters)) for text in prompt] or _prompts(data, content, style)
+    jobs = [(text, *_concepts(adapters)) for text in prompt] or _prompts(
+        data, canonical(content), canonical(style)
+    )
     model = load(base, overrides)
     resolved = resolve(model_of_settings, overrides, model.recipe.get("sample"), combine)
     deltas, hook = _combined(adapters, combine, model, resolved)
@@ -96,6 +102,27 @@ def sample(
     ]
     about = {hashes: {"files": [asdict(one.metadata) for one in adapters]}} if files else {}
     return write_samples(Path(out), rows, images, about)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that make no image, or the same image twice.
+
+    Raises:
+        B4MError: for none, one out of range, or one that is given twice.
+    """
+    if not seeds:
+        raise B4MError("no seeds were given; give at least one")
+    wrong = [seed for seed in seeds if not 0 <= seed < SEEDS]
+    if wrong:
+        raise B4MError(f"seed {wrong[0]} must be 0 or more and less than 2^64")
+    check_each_once("seed", seeds)
+
+
+def check_each_once(what: str, values: Sequence[object]) -> None:
+    """Refuse a value that is given twice: its images would count twice in the scores."""
+    twice = [value for number, value in enumerate(values) if value in values[:number]]
+    if twice:
+        raise B4MError(f"{what} {twice[0]!r} is given twice; give it once")
 
 
 def settings_of(combine: str) -> type[SampleSettings]:

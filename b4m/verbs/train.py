@@ -3,7 +3,9 @@
 import logging
 from pathlib import Path
 
+from b4m.data.names import canonical
 from b4m.errors import B4MError
+from b4m.io import check_output, copy_whole
 from b4m.methods import training
 from b4m.settings import DEFAULT_BASE, TrainSettings, resolve
 from b4m.verbs.workspace import Values, load, work_folder
@@ -44,15 +46,17 @@ def train(
         B4MError: for an unknown method, kind, concept or setting, or unusable data.
     """
     way, overrides, folder = training(method), dict(settings or {}), Path(data)
+    concept = canonical(concept)
     if kind not in {"content", "style", "joint"}:
         raise B4MError(f"unknown kind {kind!r}; choose content, style or joint")
     if (kind == "joint") != (method == "joint"):
         raise B4MError(f"kind {kind} does not go with method {method}; joint goes with joint")
+    check_output(Path(out), ".safetensors")
+    check_output(work_folder() / "cache", folder=True)
     # a wrong setting is told before the base is loaded
     _check(kind, resolve(way.settings, overrides, method=method, kind=kind))
     from b4m.data.manifest import read_manifest
     from b4m.files import read_adapter, write_adapter
-    from b4m.io import copy_whole
     from b4m.tracking import open_tracker
     from b4m.train.key import cache_path
     from b4m.train.run import Run

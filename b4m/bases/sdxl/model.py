@@ -86,6 +86,18 @@ class SDXLBase(Base):
         """to_q, to_k, to_v, to_out.0 of attn1 and attn2, in the UNet's order; 560 in SDXL."""
         return attention_linears(self.unet)
 
+    def part_read(self, prompt: str) -> str:
+        """The beginning of a prompt that both text encoders read: 77 tokens, two of them marks."""
+        ends = [len(prompt)]
+        for tokenizer in self.tokenizers:
+            longest = tokenizer.model_max_length
+            tokens = tokenizer(
+                prompt, max_length=longest, truncation=True, return_offsets_mapping=True
+            )
+            if len(tokens.input_ids) == longest:
+                ends.append(max(end for _, end in tokens.offset_mapping))
+        return prompt[: min(ends)]
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode as SDXL's pipeline does; "" is encoded as a text (see `unconditional`)."""
         self.to_device()
