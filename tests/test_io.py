@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from b4m import io
 from b4m.errors import B4MError
 from b4m.io import check_output, read_text, replacing, replacing_folder, write_whole
+from b4m.train.checkpoint import write_checkpoint
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufeff"))
@@ -121,11 +123,14 @@ def test_a_suffix_that_readers_refuse_is_refused_at_once(tmp_path: Path, name: s
 
 def test_a_disk_that_fills_up_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     path = write_whole(tmp_path / "a", "old")
+    large = {"a": torch.zeros(2**18)}
     limits, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(25, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
     try:
         with pytest.raises(B4MError, match=r"a cannot be written \(File too large\); what was"):
             write_whole(path, bytes(2**20))
+        with pytest.raises(B4MError, match="a cannot be written; is the disk full"):
+            write_checkpoint(path, "f", 1, large, [], {}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(25, before)

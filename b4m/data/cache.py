@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from b4m.bases.base import Base, Conditioning
+from b4m.errors import B4MError
 from b4m.io import replacing
 
 _log = logging.getLogger(__name__)
@@ -80,13 +82,20 @@ class Cache:
                 _write(files[index], encode(index))
         if missing:
             self._base.offload()
-        return [load_file(file) for file in files]
+        return [_read(file) for file in files]
 
 
 def _write(path: Path, entry: dict[str, Tensor]) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in entry.items()}
     with replacing(path) as partial:
-        save_file(tensors, partial)
+        partial.write_bytes(save(tensors))  # save_file's own exceptions are no OSErrors
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise B4MError(f"{path} in the cache is damaged ({error}); delete it") from None
 
 
 def _digest(*parts: bytes) -> str:

@@ -45,7 +45,10 @@ def write_checkpoint(
         "scaler": scaler,
     }
     with replacing(path) as partial:
-        torch.save(content, partial)
+        try:
+            torch.save(content, partial)
+        except RuntimeError as error:  # what torch makes of any failure of the disk
+            raise B4MError(f"{path} cannot be written; is the disk full?") from error
 
 
 def read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:

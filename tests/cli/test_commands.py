@@ -21,12 +21,12 @@ def test_interrupting_ends_with_130(
     assert (status, printed, errors) == (130, "", "b4m: interrupted\n")
 
 
-def test_a_file_that_cannot_be_written_ends_with_1(
+def test_a_place_that_cannot_be_written_ends_with_2(
     b4m: Callable[..., Answer], adapters: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     status, _, errors = b4m("merge", *adapters, "--out", tmp_path / "file" / "o.safetensors")
-    assert status == 1
+    assert status == 2
     assert is_one_sentence(errors)
 
 

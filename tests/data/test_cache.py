@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from b4m.bases import load_base
+from b4m.bases.base import Base
 from b4m.data.cache import Cache
+from b4m.errors import B4MError
 from tests.data.worlds import drawing
 
 
@@ -55,3 +57,12 @@ def test_another_base_and_other_encoders_do_not_share_entries(
 def test_no_partial_file_stays(tiny_base: Path, tmp_path: Path) -> None:
     Cache(tmp_path, load_base(str(tiny_base))).texts(["a cat"])
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_damaged_entry_of_the_cache_is_named(base: Base, tmp_path: Path) -> None:
+    cache = Cache(tmp_path, base)
+    cache.texts(["a snq mug"])
+    (entry,) = tmp_path.rglob("*.safetensors")
+    entry.write_bytes(entry.read_bytes()[:-4])
+    with pytest.raises(B4MError, match=rf"{entry.name} in the cache is damaged .*; delete it"):
+        cache.texts(["a snq mug"])
