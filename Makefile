@@ -23,18 +23,18 @@ help: ## list the targets
 setup: $(READY) ## install everything into .venv, once
 
 # Torch is named with its version: a bare install would replace a CPU build by a CUDA one.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml mini/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3.11")'
 	@echo "Installing into $(VENV): two to three minutes the first time."
 	@if command -v uv >/dev/null; then \
 	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
 	  UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install -q --python $(BIN)/python \
-	    -c constraints.txt torch==2.13.0 -e '.[all,grid,check,docs,dev]'; \
+	    -c constraints.txt torch==2.13.0 -e '.[all,check,docs,dev]' -e './mini[build]'; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile \
-	    -c constraints.txt torch==2.13.0 -e '.[all,grid,check,docs,dev]'; \
+	    -c constraints.txt torch==2.13.0 -e '.[all,check,docs,dev]' -e './mini[build]'; \
 	fi
 	@touch $@
 

@@ -106,7 +106,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _fingerprint(modules: Sequence[nn.Module]) -> str:
-    """Tell encoders apart by some numbers of each weight; the denoiser's hash says nothing of them."""
+    """Tell encoders apart by some numbers of each weight; the denoiser's hash leaves them out."""
     digest = hashlib.sha256()
     for module in modules:
         for name, value in module.state_dict().items():

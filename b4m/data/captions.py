@@ -8,8 +8,8 @@ Partners of multi-correspondence training carry the same trigger as the concept 
 words for what they really are: "a lion in w@z flat sticker style", "a snq vehicle".
 """
 
-from b4m.settings import CONTENT_TRIGGER, STYLE_TRIGGER
 from b4m.errors import B4MError
+from b4m.settings import CONTENT_TRIGGER, STYLE_TRIGGER
 
 
 def content_caption(class_word: str, style_words: str = "") -> str:

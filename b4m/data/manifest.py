@@ -1,16 +1,16 @@
 """The manifest of a prepared folder: one line per picture and use, in manifest.csv.
 
-    file        path below the folder
-    kind        content | style | truth
-    concept     name of the content or style; of a truth "content+style"
-    caption     what training or the prompt says, trigger included
-    trigger     the trigger word of the concept (of a truth both, separated by a space)
-    class_word  what the trigger stands for ("animal"; for a style its description)
-    role        train | reference (held back from training, to compare with) | partner (shown to the
-                other kind's training as multi-correspondence)
-    alignment   of a truth: exact (the same drawing, rendered so) | meaning (the same thing, drawn by
-                another hand); empty elsewhere
-    licence, source
+file        path below the folder
+kind        content | style | truth
+concept     name of the content or style; of a truth "content+style"
+caption     what training or the prompt says, trigger included
+trigger     the trigger word of the concept (of a truth both, separated by a space)
+class_word  what the trigger stands for ("animal"; for a style its description)
+role        train | reference (held back from training, to compare with) | partner (shown to the
+other kind's training as multi-correspondence)
+alignment   of a truth: exact (the same drawing, rendered so) | meaning (the same thing, drawn by
+another hand); empty elsewhere
+licence, source
 """
 
 import csv
@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds a manifest as `write_manifest` writes it, so that it may be replaced."""
+    """Whether a folder holds a manifest as `write_manifest` writes it, and may be replaced."""
     file = folder / MANIFEST
     return file.is_file() and read_text(file).startswith(",".join(COLUMNS[:-1]))
 

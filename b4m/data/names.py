@@ -73,5 +73,6 @@ def cut_pair(pair: str, contents: Collection[str], styles: Collection[str]) -> t
         raise B4MError(f"{pair!r} may be {found[0]} or {found[1]}; rename one of the folders")
     raise B4MError(
         f"{pair!r} is not a concept content+style of the data, which has the contents "
-        f"{', '.join(sorted(contents)) or 'none'} and the styles {', '.join(sorted(styles)) or 'none'}"
+        f"{', '.join(sorted(contents)) or 'none'} and the styles "
+        f"{', '.join(sorted(styles)) or 'none'}"
     )

@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from b4m.settings import CONTENT_TRIGGER, STYLE_TRIGGER
 from b4m.data.captions import check_trigger, content_caption, style_caption, with_article
 from b4m.data.images import CAPTION_SUFFIXES, SUFFIXES, images_in
 from b4m.data.manifest import ManifestRow
 from b4m.data.names import canonical
-from b4m.data.request import Request
+from b4m.data.sources import Request
 from b4m.errors import B4MError
 from b4m.io import read_text, sha256
+from b4m.settings import CONTENT_TRIGGER, STYLE_TRIGGER
 
 _HOLD_OUT_FROM = 4  # with so many pictures of a content one can be spared to compare with
 _CAMERA_NAME = re.compile(r"(?i)^(img|dsc|dscn|pxl|image|photo|picture|screenshot|untitled)\b")

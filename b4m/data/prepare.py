@@ -1,6 +1,7 @@
 """Make a prepared folder: chosen pictures with captions, roles and licences in one manifest.
 
-Two kinds of sources: EmojiGrid (a folder with its manifest.csv) and a user's own folder
+Two kinds of sources: a collection (a folder with a manifest.csv that an installed package reads:
+EmojiGrid, by b4m-mini; see `b4m.data.sources`) and a user's own folder
 
     content/<name>/*.png     one to some pictures of the thing
     style/<name>/*.png       one to some pictures in the style
@@ -9,15 +10,14 @@ with an optional caption beside each picture (same name, .txt), which must hold 
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from b4m.data import emojigrid, own
+from b4m.data import own
 from b4m.data.images import load_image
 from b4m.data.manifest import MANIFEST, ManifestRow, is_prepared, write_manifest
 from b4m.data.names import check_name, cut_names
-from b4m.data.request import Request
+from b4m.data.sources import Request, find_source
 from b4m.errors import B4MError
 from b4m.io import check_output, replacing_folder
 
@@ -30,12 +30,12 @@ def prepare(
     style_images: int = 5,
     partners: int = 3,
     seed: int = 0,
-    content_style: str = emojigrid.CONTENT_STYLE,
+    content_style: str = "",
 ) -> Path:
     """Build a prepared folder; it appears whole or not at all.
 
     Args:
-        source: EmojiGrid or a user's folder.
+        source: a collection such as EmojiGrid, or a user's folder.
         out: folder to write; an earlier prepared folder there is replaced.
         content: name of the content, or several separated by commas. Empty takes all of a user's
             folder.
@@ -43,7 +43,8 @@ def prepare(
         style_images: pictures that a style is trained on; further ones become references.
         partners: pictures of the other kind that multi-correspondence training gets.
         seed: of every choice among pictures.
-        content_style: EmojiGrid: the style that contents are drawn in.
+        content_style: of a collection: the style that contents are drawn in; empty leaves it to
+            the collection.
 
     Returns:
         `out`.
@@ -60,8 +61,10 @@ def prepare(
     request = Request(contents, styles, style_images, partners, seed, content_style)
     _check(source, out, request)
     try:
-        collection = (source / MANIFEST).is_file()
-        chosen = (emojigrid if collection else own).choose(source, request)
+        if (source / MANIFEST).is_file():
+            chosen = find_source(source).choose(source, request)
+        else:
+            chosen = own.choose(source, request)
     except OSError as error:
         raise B4MError(f"{error.filename} cannot be read ({error.strerror})") from None
     for row in {row.concept: row for _, row in chosen if row.kind != "truth"}.values():

@@ -1,90 +1,26 @@
 """Prepared folders: who gets which role, and what bad input says."""
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from b4m.data.manifest import ManifestRow, partner_rows, read_manifest, training_rows
+from b4m.data import sources
+from b4m.data.manifest import ManifestRow, read_manifest
 from b4m.data.prepare import prepare
+from b4m.data.sources import Request, Selection
 from b4m.errors import B4MError
-from tests.data.worlds import write_grid, write_user_folder
-
-
-@pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_grid(tmp_path_factory.mktemp("grid"))
+from tests.data.worlds import write_user_folder
 
 
 def rows_of(folder: Path, kind: str, role: str) -> list[ManifestRow]:
     return [row for row in read_manifest(folder) if (row.kind, row.role) == (kind, role)]
 
 
-def test_grid_trains_content_on_one_drawing_and_style_on_known_contents(
-    grid: Path, tmp_path: Path
-) -> None:
-    out = prepare(grid, tmp_path / "data", "thing-00", "ink", style_images=4)
-    (content,) = training_rows(read_manifest(out), "content", "thing-00")
-    assert content.caption == "a snq object in bold flat style", "the known look is named"
-    style = training_rows(read_manifest(out), "style", "ink")
-    assert len(style) == 4
-    assert all("in w@z style" in row.caption for row in style)
-    references = rows_of(out, "style", "reference")
-    assert len(references) == 5
-    shown = {row.caption for row in style + references}
-    assert len(shown) == 9, "a picture is either trained on or compared with"
-    assert not shown & {"a thing 0 in w@z style", "a thing 1 in w@z style"}, "held-out contents"
-
-
-def test_partners_are_of_the_other_kind_and_of_other_concepts(grid: Path, tmp_path: Path) -> None:
-    rows = read_manifest(prepare(grid, tmp_path / "data", "thing-00", "ink"))
-    of_content, of_style = partner_rows(rows, "content"), partner_rows(rows, "style")
-    assert {row.kind for row in of_content} == {"style"}
-    assert {row.concept for row in of_content} == {"noto", "twemoji"}
-    assert all("w@z" in row.caption for row in of_content)
-    assert {row.kind for row in of_style} == {"content"}
-    assert len({row.concept for row in of_style}) == 3
-    assert "thing-00" not in {row.concept for row in of_style}
-
-
-@pytest.mark.parametrize(("style", "alignment"), [("fluent-contrast", "exact"), ("ink", "meaning")])
-def test_ground_truth_is_exact_within_the_family_of_the_drawing(
-    grid: Path, tmp_path: Path, style: str, alignment: str
-) -> None:
-    out = prepare(grid, tmp_path / "data", "thing-01", style)
-    (truth,) = rows_of(out, "truth", "reference")
-    assert (truth.concept, truth.alignment) == (f"thing-01+{style}", alignment)
-    assert truth.caption == "a snq object in w@z style"
-
-
-def test_choices_follow_the_seed_alone(grid: Path, tmp_path: Path) -> None:
-    chosen = [
-        [
-            (row.caption, row.role)
-            for row in read_manifest(
-                prepare(grid, tmp_path / str(index), "thing-00", "ink", seed=seed)
-            )
-        ]
-        for index, seed in enumerate((0, 0, 1))
-    ]
-    assert chosen[0] == chosen[1]
-    assert chosen[0] != chosen[2]
-
-
-def test_several_concepts_share_one_folder(grid: Path, tmp_path: Path) -> None:
-    out = prepare(grid, tmp_path / "data", "thing-00,thing-01", "ink, fluent-contrast")
-    truths = {row.concept for row in rows_of(out, "truth", "reference")}
-    assert truths == {
-        f"{content}+{style}"
-        for content in ("thing-00", "thing-01")
-        for style in ("ink", "fluent-contrast")
-    }
-
-
-def test_every_row_states_licence_and_source(grid: Path, tmp_path: Path) -> None:
-    own = prepare(write_user_folder(tmp_path / "own"), tmp_path / "a")
-    for folder in (own, prepare(grid, tmp_path / "b", "thing-00", "ink")):
-        assert all(row.licence == "CC0-1.0" and row.source for row in read_manifest(folder))
+def test_every_row_states_licence_and_source(tmp_path: Path) -> None:
+    rows = read_manifest(prepare(write_user_folder(tmp_path / "own"), tmp_path / "data"))
+    assert all(row.licence == "CC0-1.0" and row.source for row in rows)
 
 
 def test_user_folder_gets_captions_from_its_names(tmp_path: Path) -> None:
@@ -148,21 +84,6 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert left == []
 
 
-@pytest.mark.parametrize(
-    ("content", "style", "message"),
-    [
-        ("unicorn", "ink", "no content 'unicorn'; it has: thing-00"),
-        ("thing-00", "oil", "no style 'oil'; it has: fluent-contrast"),
-        ("", "", "name a content, a style or both"),
-    ],
-)
-def test_unknown_names_are_answered_with_the_known_ones(
-    grid: Path, tmp_path: Path, content: str, style: str, message: str
-) -> None:
-    with pytest.raises(B4MError, match=message):
-        prepare(grid, tmp_path / "data", content, style)
-
-
 def test_a_failed_preparation_keeps_the_earlier_folder(tmp_path: Path) -> None:
     own = write_user_folder(tmp_path / "own")
     out = prepare(own, tmp_path / "data", "teapot", "stripes")
@@ -173,11 +94,11 @@ def test_a_failed_preparation_keeps_the_earlier_folder(tmp_path: Path) -> None:
     assert (out / "manifest.csv").read_bytes() == before
 
 
-def test_a_folder_with_other_things_is_not_overwritten(grid: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_things_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.txt").write_text("words")
     with pytest.raises(B4MError, match="no prepared folder"):
-        prepare(grid, tmp_path / "thesis", "thing-00", "ink")
+        prepare(write_user_folder(tmp_path / "own"), tmp_path / "thesis")
     assert (tmp_path / "thesis/chapter.txt").read_text() == "words"
 
 
@@ -189,11 +110,48 @@ def test_source_without_pictures_or_missing_says_what_to_do(tmp_path: Path) -> N
         prepare(tmp_path / "nowhere", tmp_path / "data")
 
 
-def test_prepared_pictures_equal_their_sources(grid: Path, tmp_path: Path) -> None:
-    out = prepare(grid, tmp_path / "data", "thing-00", "ink")
-    (row,) = rows_of(out, "content", "train")
-    with (
-        Image.open(out / row.file) as ours,
-        Image.open(grid / "fluent-flat/thing-00.png") as theirs,
-    ):
-        assert ours.convert("RGB").tobytes() == theirs.convert("RGB").tobytes()
+class _Album:
+    """A reader of another package: one image of everything that is asked for."""
+
+    def reads(self, folder: Path) -> bool:
+        return (folder / "manifest.csv").read_text().startswith("album")
+
+    def choose(self, folder: Path, request: Request) -> Selection:
+        row = ManifestRow(
+            "", "content", request.contents[0], "a snq", "snq", "cup", "train", "", ""
+        )
+        return [(folder / "one.png", row)]
+
+
+def _collection(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "manifest.csv").write_text("album\n")
+    Image.new("RGB", (32, 32), "teal").save(folder / "one.png")
+    return folder
+
+
+def test_a_package_can_bring_a_reader_of_its_own_collections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = EntryPoint("album", "tests.data.test_prepare:_Album", sources.GROUP)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: _Album())
+    monkeypatch.setattr(sources, "entry_points", lambda group: [point])
+    out = prepare(_collection(tmp_path / "album"), tmp_path / "data", "cup")
+    (row,) = read_manifest(out)
+    assert (row.concept, row.role) == ("cup", "train")
+    with Image.open(out / row.file) as image:
+        assert image.getpixel((0, 0)) == (0, 128, 128)
+
+
+@pytest.mark.parametrize("installed", [(), ("album",)])
+def test_a_collection_that_nobody_reads_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...]
+) -> None:
+    points = [EntryPoint(name, "nowhere", sources.GROUP) for name in installed]
+    monkeypatch.setattr(EntryPoint, "load", lambda self: _Album())
+    monkeypatch.setattr(sources, "entry_points", lambda group: points)
+    folder = _collection(tmp_path / "grid")
+    (folder / "manifest.csv").write_text("file,content,style\n")
+    known = ", ".join(installed) or "none"
+    with pytest.raises(B4MError, match=rf"manifest.csv \(installed: {known}\); .*pip install"):
+        prepare(folder, tmp_path / "data", "octopus")

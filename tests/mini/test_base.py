@@ -1,15 +1,18 @@
 """What mini-SDXL's training draws from."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from b4m.mini import base, captions, tokenizer
-from b4m.mini.contents import Content
-from b4m.mini.grid import Cell
-from b4m.mini.recipe import BaseRecipe, Schedule
-from b4m.mini.styles import BY_ID
-from b4m.mini.tiles import Tiles
+from b4m.testing import TINY, learn_tokenizer
+from b4m.train.loop import LoopConfig
+from b4m_mini import base, captions
+from b4m_mini.catalog import STYLES, Content
+from b4m_mini.grid import Cell
+from b4m_mini.recipe import BaseRecipe, ClipRecipe, Recipe, VaeRecipe
+from b4m_mini.tiles import Tiles
 
 
 class Mirror:
@@ -23,33 +26,34 @@ class Mirror:
         return type("Encoded", (), {"latent_dist": latent})
 
 
-def test_known_cells_other_things_and_made_up_looks_come_in_their_shares(
-    monkeypatch: pytest.MonkeyPatch,
+def test_known_cells_other_contents_and_synthetic_styles_come_in_their_shares(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(base, "LOOKS", 12)
+    monkeypatch.setattr(base, "SYNTHETIC_STYLES", 12)
     names = ("lion", "ant", "cat", "octopus")
     things = [Content(name, "", name, "", "", (), "animal") for name in names]
-    styles = [BY_ID[name] for name in ("twemoji", "painted-06", "openmoji")]
+    styles = [STYLES[name] for name in ("twemoji", "painted-06", "openmoji")]
     cells = [Cell(thing, style) for thing in things for style in styles]
     pictures = np.full((len(cells), 128, 128, 3), 120, dtype=np.uint8)
     pictures[:, :20] = 255
     texts = ["a lion in flat sticker style", "under a stone near the river nobody sang of winter"]
-    vocabulary = tokenizer.learn(texts * 9, 700, 24)
-    recipe = BaseRecipe(
-        Schedule(1, 1, 4, 1, 1),
-        contents=2,
+    vocabulary = learn_tokenizer(texts * 9, 700, 24)
+    loop = LoopConfig(1)
+    shares = BaseRecipe(
+        loop,
+        lr=1,
         painted=0.5,
         styleless=0,
         nonsense_style=0,
         nameless=0.0,
         others=0.1,
-        looks=0.2,
+        synthetic=0.2,
     )
+    recipe = Recipe(TINY, 2, VaeRecipe(loop, lr=1), shares, ClipRecipe(loop, lr=1))
     shown = base._gather(
-        Tiles(cells, pictures),
+        Tiles(cells, pictures, recipe, tmp_path),
         Mirror(),  # type: ignore[arg-type]
         vocabulary,
-        recipe,
         torch.device("cpu"),
     )
     # the octopus and openmoji are held out: two known things in two styles, a third one drawn
@@ -70,9 +74,9 @@ def test_known_cells_other_things_and_made_up_looks_come_in_their_shares(
     assert nameless == pytest.approx(base.UNNAMED, abs=0.12)
 
 
-def test_every_made_up_look_has_one_token_of_its_own() -> None:
-    vocabulary = tokenizer.learn(["a lion under a palm tree in flat sticker style"] * 9, 600, 24)
-    words = captions.made_up(vocabulary, ["lion", "flat sticker style"], 8)
+def test_every_synthetic_style_has_one_token_of_its_own() -> None:
+    vocabulary = learn_tokenizer(["a lion under a palm tree in flat sticker style"] * 9, 600, 24)
+    words = captions.free_words(vocabulary, ["lion", "flat sticker style"], 8)
     assert len(set(words)) == len(words) > 2
     assert not {"lion", "flat", "sticker", "style"} & set(words)
     assert all(len(vocabulary.tokenize(word)) == 1 for word in words)

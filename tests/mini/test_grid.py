@@ -11,10 +11,9 @@ from PIL import Image
 
 pytest.importorskip("resvg_py")
 
-import b4m  # noqa: E402, F401  (the torchvision guard)
 from b4m.errors import B4MError  # noqa: E402
-from b4m.mini import grid, sources  # noqa: E402
-from b4m.mini.styles import DRAWN, STYLES  # noqa: E402
+from b4m_mini import archives, grid  # noqa: E402
+from b4m_mini.catalog import DRAWN, PACKAGES, STYLES, Package  # noqa: E402
 
 CODES = {
     "1f408": ("cat", "animals-nature", "animal-mammal"),
@@ -22,7 +21,7 @@ CODES = {
 }
 
 
-def _pack(folder: Path, package: sources.Package, files: dict[str, bytes]) -> None:
+def _pack(folder: Path, package: Package, files: dict[str, bytes]) -> None:
     with tarfile.open(folder / package.archive, "w:gz") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(f"package/{name}")
@@ -31,18 +30,17 @@ def _pack(folder: Path, package: sources.Package, files: dict[str, bytes]) -> No
 
 
 @pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("npm")
     icons = {
         name: {"body": f'<rect width="{8 + 4 * i}" height="12" fill="currentColor"/>'}
         for i, (name, _, _) in enumerate(CODES.values())
     }
-    for package in sources.PACKAGES[:5] + sources.PACKAGES[6:7]:
-        chars = (
-            {}
-            if package in (sources.NOTO_V1, sources.EMOJIONE)
-            else {code: name for code, (name, _, _) in CODES.items()}
-        )
+    for key, package in PACKAGES.items():
+        if key in ("fluent-3d", "openmoji"):
+            continue
+        codes = {code: name for code, (name, _, _) in CODES.items()}
+        chars = {} if key in ("noto-v1", "emojione") else codes
         _pack(
             folder,
             package,
@@ -53,47 +51,53 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     render = io.BytesIO()
     Image.new("RGBA", (40, 40), (0, 0, 255, 128)).save(render, "WEBP", lossless=True)
-    _pack(folder, sources.FLUENT_3D, {f"assets/{code}.webp": render.getvalue() for code in CODES})
+    _pack(
+        folder, PACKAGES["fluent-3d"], {f"assets/{code}.webp": render.getvalue() for code in CODES}
+    )
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><circle r="20"/></svg>'
     table = "hexcode,group,subgroups,annotation,tags,skintone\n" + "".join(
         f"{code.upper()},{group},{subgroup},{name},a,\n"
         for code, (name, group, subgroup) in CODES.items()
     )
     files = {f"{kind}/svg/{code.upper()}.svg": svg for kind in ("color", "black") for code in CODES}
-    _pack(folder, sources.OPENMOJI, {**files, "data/openmoji.csv": table.encode()})
+    _pack(folder, PACKAGES["openmoji"], {**files, "data/openmoji.csv": table.encode()})
     return folder
 
 
-def test_every_content_exists_in_every_style(archives: Path) -> None:
-    cells = grid.Sources(archives).cells()
+def test_every_content_exists_in_every_style(npm: Path) -> None:
+    cells = grid.Drawings(npm).cells
     assert len(cells) == len(CODES) * len(STYLES)
 
 
-def test_a_drawing_is_put_on_white_at_its_place(archives: Path) -> None:
-    opened = grid.Sources(archives)
-    cell = next(c for c in opened.cells() if c.file == "twemoji/cat.png")
-    tile = np.asarray(opened.draw(cell))
+def test_a_drawing_is_put_on_white_at_its_place(npm: Path) -> None:
+    opened = grid.Drawings(npm)
+    cell = next(c for c in opened.cells if _file(c) == "twemoji/cat.png")
+    tile = np.asarray(opened.render(cell))
     assert tile.shape == (128, 128, 3)
     side = 128 * 8 // 24  # the rectangle is 8 of 24 units wide
     assert (tile[2, 2] == 0).all()
     assert (tile[2, side + 3] == 255).all()
-    half = next(c for c in opened.cells() if c.file == "fluent-3d/cat.png")
-    assert np.asarray(opened.draw(half))[64, 64] == pytest.approx([127, 127, 255], abs=1)
+    half = next(c for c in opened.cells if _file(c) == "fluent-3d/cat.png")
+    assert np.asarray(opened.render(half))[64, 64] == pytest.approx([127, 127, 255], abs=1)
 
 
-def test_two_drawings_of_the_grid_are_the_same_bytes(archives: Path, tmp_path: Path) -> None:
-    first = _drawn(archives, tmp_path / "a", workers=1)
-    assert first == _drawn(archives, tmp_path / "b", workers=2)
+def test_two_drawings_of_the_grid_are_the_same_bytes(npm: Path, tmp_path: Path) -> None:
+    first = _rendered(npm, tmp_path / "a", workers=1)
+    assert first == _rendered(npm, tmp_path / "b", workers=2)
     assert "twemoji/octopus.png" in first
 
 
-def _drawn(archives: Path, out: Path, workers: int) -> dict[str, bytes]:
-    drawn = [i for i, cell in enumerate(grid.Sources(archives).cells()) if cell.style.kind == DRAWN]
-    cells = grid.Sources(archives).cells()
-    tiles = (tile for chunk in grid.render(archives, drawn, workers) for tile in chunk)
-    return {cells[i].file: tile.tobytes() for i, tile in zip(drawn, tiles, strict=True)}
+def _file(cell: grid.Cell) -> str:
+    return cell.row()["file"]
+
+
+def _rendered(npm: Path, out: Path, workers: int) -> dict[str, bytes]:
+    drawn = [i for i, cell in enumerate(grid.Drawings(npm).cells) if cell.style.kind == DRAWN]
+    cells = grid.Drawings(npm).cells
+    tiles = (tile for chunk in grid.render(npm, drawn, workers) for tile in chunk)
+    return {_file(cells[i]): tile.tobytes() for i, tile in zip(drawn, tiles, strict=True)}
 
 
 def test_a_missing_archive_is_named(tmp_path: Path) -> None:
     with pytest.raises(B4MError, match=r"twemoji.*is missing"):
-        sources.IconSet(tmp_path, sources.TWEMOJI)
+        archives.read_archive(tmp_path, PACKAGES["twemoji"])

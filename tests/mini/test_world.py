@@ -5,14 +5,13 @@ import random
 import pytest
 import torch
 
-import b4m  # noqa: F401  (the torchvision guard)
-from b4m.adapters.attach import attention_linears
-from b4m.bases.sdxl.blocks import GROUPS, group_of, sdxl_linear_shapes
-from b4m.mini import captions, sdxl, tokenizer
-from b4m.mini.contents import Content, ascii_text, from_table
-from b4m.mini.grid import Cell
-from b4m.mini.recipe import ACCELERATOR, LAPTOP, Recipe
-from b4m.mini.styles import BY_ID, PAINTED, STYLES
+from b4m.bases.sdxl.blocks import GROUPS, group_of
+from b4m.bases.sdxl.model import attention_linears
+from b4m.testing import build_unet, learn_tokenizer
+from b4m_mini import captions
+from b4m_mini.catalog import PAINTED, STYLES, Content, ascii_text, read_contents
+from b4m_mini.grid import Cell
+from b4m_mini.recipe import RECIPES
 
 OCTOPUS = Content(
     "octopus",
@@ -38,15 +37,17 @@ CAT = Content("cat", "1f408", "cat", "animals-nature", "animal-mammal", ("pet",)
 def test_a_cell_belongs_to_the_split_of_what_the_base_may_see(
     content: Content, style: str, split: str
 ) -> None:
-    assert Cell(content, BY_ID[style]).split == split
+    assert Cell(content, STYLES[style]).split == split
 
 
 def test_styles_have_names_of_their_own_and_a_third_of_the_painted_ones_is_held_out() -> None:
-    assert len({style.words for style in STYLES}) == len(STYLES)
-    painted = [style for style in STYLES if style.kind == PAINTED]
+    assert len({style.words for style in STYLES.values()}) == len(STYLES)
+    painted = [style for style in STYLES.values() if style.kind == PAINTED]
     assert len(painted) == 26
     assert sum(style.held_out for style in painted) == 9
-    assert all(style.package.licence != "CC-BY-SA-4.0" for style in STYLES if not style.held_out)
+    assert all(
+        style.package.licence != "CC-BY-SA-4.0" for style in STYLES.values() if not style.held_out
+    )
 
 
 def test_the_table_becomes_contents_without_signs_and_near_copies() -> None:
@@ -66,7 +67,7 @@ def test_the_table_becomes_contents_without_signs_and_near_copies() -> None:
         row("play button", "symbols", "av-symbol", "25B6"),
         row("grinning face", "smileys-emotion", "face-smiling", "1F600"),
     ]
-    (boot,) = from_table(rows)
+    (boot,) = read_contents(rows)
     assert (boot.id, boot.name, boot.class_word) == ("woman-s-boot", "woman's boot", "clothing")
     assert boot.tags == ("one", "two")
     assert ascii_text("Caf\u00e9") == "cafe"
@@ -74,8 +75,8 @@ def test_the_table_becomes_contents_without_signs_and_near_copies() -> None:
 
 def test_wordings_keep_to_the_shares_of_the_recipe() -> None:
     generator = random.Random(0)
-    recipe = LAPTOP.base
-    texts = [captions.caption(OCTOPUS, BY_ID["noto"], generator, recipe) for _ in range(4000)]
+    recipe = RECIPES["laptop"].base
+    texts = [captions.caption(OCTOPUS, STYLES["noto"], generator, recipe) for _ in range(4000)]
     named = sum("octopus" in text for text in texts) / len(texts)
     styled = sum("soft shaded" in text for text in texts) / len(texts)
     assert named == pytest.approx(1 - recipe.nameless, abs=0.03)
@@ -83,20 +84,17 @@ def test_wordings_keep_to_the_shares_of_the_recipe() -> None:
 
 
 def test_any_text_can_be_written_in_the_learned_vocabulary() -> None:
-    learned = tokenizer.learn(["an octopus in flat style"] * 3, vocabulary=540, max_tokens=24)
+    learned = learn_tokenizer(["an octopus in flat style"] * 3, vocabulary=540, max_tokens=24)
     ids = learned("a snq Octopus \u00e9 in w@z style")["input_ids"]
     assert learned.unk_token_id not in ids[1:-1]
     assert learned.decode(ids, skip_special_tokens=True).replace(" ", "").startswith("asnqoctopus")
     assert max(ids) == learned.eos_token_id  # open_clip reads a text at its largest id
 
 
-@pytest.mark.parametrize("recipe", [LAPTOP, ACCELERATOR])
-def test_adapted_linears_are_those_of_sdxl_group_by_group(recipe: Recipe) -> None:
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_attention_group_of_sdxl_is_there_with_eight_linears(name: str) -> None:
     with torch.device("meta"):
-        unet = sdxl.build_unet(recipe.architecture)
-    mini = set(attention_linears(unet))
-    full = set(sdxl_linear_shapes())
-    assert mini <= full
-    assert {group_of(name) for name in mini} == {group_of(name) for name in full} == set(GROUPS)
+        linears = attention_linears(build_unet(RECIPES[name].architecture))
     for group in GROUPS:
-        assert sum(group_of(name) == group for name in mini) == 8
+        assert sum(group_of(linear) == group for linear in linears) == 8
+    assert len(linears) == 8 * len(GROUPS)

@@ -3,18 +3,14 @@
 import random
 from collections.abc import Iterable
 
+import torch
 from transformers import CLIPTokenizer
 
-from b4m.mini.contents import Content
-from b4m.mini.recipe import BaseRecipe
-from b4m.mini.styles import Style
+from b4m.data.captions import with_article
+from b4m_mini.catalog import Content, Style
+from b4m_mini.recipe import BaseRecipe
 
-_CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxz", "aeiou"
-
-
-def article(words: str) -> str:
-    """`words` with the indefinite article."""
-    return f"{'an' if words[:1] in _VOWELS else 'a'} {words}"
+_CONSONANTS = "bcdfghjklmnpqrstvwxz"
 
 
 def nonsense(generator: random.Random) -> str:
@@ -25,32 +21,34 @@ def nonsense(generator: random.Random) -> str:
     return "".join(letters)
 
 
-def made_up(vocabulary: CLIPTokenizer, taken: Iterable[str], count: int) -> list[str]:
-    """Words for made-up looks: each one token that names nothing else, so that it can be learned.
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """Token ids of the texts, N x T, padded or cut to the tokenizer's length."""
+    length = tokenizer.model_max_length
+    found = tokenizer(texts, padding="max_length", truncation=True, max_length=length)
+    return torch.tensor(found["input_ids"])
+
+
+def free_words(tokenizer: CLIPTokenizer, taken: Iterable[str], count: int) -> list[str]:
+    """Words for synthetic styles: each one token that names nothing else, so it can be learned.
 
     Args:
-        vocabulary: of the base.
+        tokenizer: of the base.
         taken: texts whose words are out of the question.
-        count: how many; fewer come back where the vocabulary has no more.
+        count: how many; fewer come back where it has no more.
     """
     used = {word for text in taken for word in text.lower().replace("-", " ").split()}
-    ends = sorted(piece[:-4] for piece in vocabulary.get_vocab() if piece.endswith("</w>"))
+    ends = sorted(piece[:-4] for piece in tokenizer.get_vocab() if piece.endswith("</w>"))
     free = [word for word in ends if len(word) > 2 and word.isalpha() and word not in used]
-    whole = [word for word in free if len(vocabulary.tokenize(word)) == 1]
+    whole = [word for word in free if len(tokenizer.tokenize(word)) == 1]
     return random.Random(count).sample(whole, min(count, len(whole)))
 
 
 def caption(content: Content, style: Style, generator: random.Random, recipe: BaseRecipe) -> str:
-    """One wording, drawn at random.
-
-    Returns:
-        for example "an octopus in flat sticker style", "a picture of a snq sea animal",
-        "bold ink style octopus".
-    """
+    """One wording, drawn at random: "an octopus in flat sticker style", "a snq sea animal"."""
     if generator.random() < recipe.nameless:
-        thing = article(f"{nonsense(generator)} {content.class_word}")
+        thing = with_article(f"{nonsense(generator)} {content.class_word}")
     else:
-        thing = article(content.name)
+        thing = with_article(content.name)
         if generator.random() < 0.15:
             thing = f"{thing} {content.class_word}"
         elif generator.random() < 0.1 and content.tags:
@@ -66,16 +64,16 @@ def caption(content: Content, style: Style, generator: random.Random, recipe: Ba
 
 
 def phrase(thing: str, style_words: str, roll: float = 0.0) -> str:
-    """Join the thing and the look; `roll` in [0, 1) chooses the wording."""
+    """Join content and style; `roll` in [0, 1) chooses the wording."""
     if not style_words:
         return thing if roll < 0.6 else f"a picture of {thing}"
     if roll < 0.6:
         return f"{thing} in {style_words} style"
     if roll < 0.8:
         return f"a picture of {thing} in {style_words} style"
-    return f"{article(style_words)} style picture of {thing}"
+    return f"{with_article(style_words)} style picture of {thing}"
 
 
 def full(content: Content, style: Style) -> str:
     """The plain wording that scores and contact sheets use."""
-    return phrase(article(content.name), style.words)
+    return phrase(with_article(content.name), style.words)

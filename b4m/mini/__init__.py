@@ -1,1 +1,0 @@
-"""Builders of the offline world: EmojiGrid, mini-SDXL and mini-CLIP."""
