@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import b4m.bases
-from b4m import verbs
+from b4m import methods, verbs
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.bases.base import Base
@@ -28,6 +28,9 @@ CONCEPTS = {"content": "teapot", "style": "stripes"}
 TRAINING = {"steps": 100, "rank": 4, "lr": 1e-2, "batch_size": 4, "accumulation": 1}
 LEARNING = {"steps": 40, "bank": 8, "lr": 0.03}
 SAMPLING = {"steps": 4, "guidance": 3.0}
+CLOSED_FORMS = [
+    name for name in methods.names("file") if not methods.method(name).learned and name != "blora"
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -194,6 +197,19 @@ def test_closed_forms_merge_exactly(trained: dict[str, Path], tmp_path: Path) ->
         best = (u[:, :4] * s[:4]) @ vh[:4]
         torch.testing.assert_close(short.layers[name].dense().double(), best, atol=1e-5, rtol=0)
     assert direct.metadata.family == "toy-dit"
+
+
+@pytest.mark.parametrize("method", CLOSED_FORMS)
+def test_every_closed_form_makes_an_adapter_of_the_same_layers(
+    method: str, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    content, style = (read_adapter(file).layers for file in trained.values())
+    out = verbs.merge(trained["content"], trained["style"], tmp_path / "m.safetensors", method)
+    merged = read_adapter(out).layers
+    assert merged.keys() == content.keys()
+    between = [name for name, pair in merged.items()
+               if pair.inner(content[name]) > 0 and pair.inner(style[name]) > 0]  # fmt: skip
+    assert len(between) > len(merged) / 2
 
 
 def test_a_learned_merge_is_one_adapter_that_keeps_closer_to_both_than_the_direct_merge(
