@@ -30,6 +30,15 @@ def test_a_place_that_cannot_be_written_ends_with_2(
     assert is_one_sentence(errors)
 
 
+def test_a_file_that_cannot_be_used_ends_with_1(
+    b4m: Callable[..., Answer], adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    status, printed, errors = b4m("inspect", adapters[0], "--log-file", tmp_path / "file/run.log")
+    assert (status, printed) == (1, "")
+    assert is_one_sentence(errors)
+
+
 def test_verbose_and_log_file_say_what_happens_and_leave_the_output_alone(
     b4m: Callable[..., Answer], adapters: tuple[Path, Path], tmp_path: Path
 ) -> None:
