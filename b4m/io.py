@@ -6,6 +6,7 @@ Whatever keeps a file from being written is a B4MError that names it, and what w
 import codecs
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from b4m.errors import B4MError
 
@@ -180,6 +182,25 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         raise B4MError(f"{path} is not text: it holds zero bytes; save it as UTF-8")
     return text
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object of a file.
+
+    Args:
+        path: the file.
+        advice: what to do if it is damaged.
+
+    Raises:
+        B4MError: if the file cannot be read or holds something else.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise B4MError(f"{path} is not JSON ({error}); {advice}") from None
+    if not isinstance(value, dict):
+        raise B4MError(f"{path} is not a JSON object; {advice}")
+    return value
 
 
 def sha256(file: Path) -> str:

@@ -1,17 +1,17 @@
 """Where a base lies, what it is, and the settings that it brings along."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from b4m.errors import B4MError
-from b4m.io import sha256
+from b4m.io import read_json, sha256
 
 INDEX = "model_index.json"
 RECIPE = "b4m.json"
+_ADVICE = "download the base again"
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -45,7 +45,7 @@ def pipeline_class(path: Path) -> str:
     index = path / INDEX
     if not index.is_file():
         raise B4MError(f"base {path}: no {INDEX} in it; give a folder that diffusers saved")
-    return str(_json(index).get("_class_name", ""))
+    return str(read_json(index, _ADVICE).get("_class_name", ""))
 
 
 def read_recipe(path: Path) -> Mapping[str, Mapping[str, object]]:
@@ -57,7 +57,7 @@ def read_recipe(path: Path) -> Mapping[str, Mapping[str, object]]:
     file = path / RECIPE
     if not file.is_file():
         return {}
-    recipe = _json(file).get("recipe", {})
+    recipe = read_json(file, _ADVICE).get("recipe", {})
     if not isinstance(recipe, dict) or not all(isinstance(v, dict) for v in recipe.values()):
         raise B4MError(f"{file}: recipe is not an object of objects; remove the file or mend it")
     return recipe
@@ -116,13 +116,3 @@ def _digest(file: Path) -> str:
     if file.is_symlink() and len(stored) == 64 and file.resolve().parent.name == "blobs":
         return stored
     return sha256(file)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise B4MError(f"{file} is not JSON ({one_line(error)}); download the base again") from None
-    if not isinstance(value, dict):
-        raise B4MError(f"{file} is not a JSON object; download the base again")
-    return value

@@ -61,7 +61,7 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise B4MError(f"{folder} has no {MANIFEST}; make the folder with `b4m prepare`")
-    rows = [_row(path, number, line) for number, line in read_table(path, COLUMNS[:-1])]
+    rows = [_row(path, number, line) for number, line in read_table(path, COLUMNS[:-1], "prepare the data again")]
     if not rows:
         raise B4MError(f"{path} lists no picture; prepare the data again")
     return rows
@@ -73,8 +73,15 @@ def is_prepared(folder: Path) -> bool:
     return file.is_file() and read_text(file).startswith(",".join(COLUMNS[:-1]))
 
 
-def read_table(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(
+    path: Path, columns: Iterable[str], advice: str
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and values of each line of a CSV file that people may have edited.
+
+    Args:
+        path: the file.
+        columns: that it must have.
+        advice: what to do if one is missing.
 
     Raises:
         B4MError: for a file that is no UTF-8 text or no CSV, or lacks one of the columns.
@@ -83,7 +90,7 @@ def read_table(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[s
     try:
         missing = [name for name in columns if name not in (reader.fieldnames or [])]
         if missing:
-            raise B4MError(f"{path} lacks the column {missing[0]}; prepare the data again")
+            raise B4MError(f"{path} lacks the columns {', '.join(missing)}; {advice}")
         for line in reader:
             yield reader.line_num, line
     except csv.Error as error:

@@ -12,7 +12,6 @@ never reported as CLIP or DINO.
 Shape legend: N images, M texts, D feature dimensions, B batch, C channels, H height, W width.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from PIL import Image
 from b4m import torchvision_guard
 from b4m.errors import B4MError
 from b4m.extras import needs
-from b4m.io import sha256
+from b4m.io import read_json, sha256
 
 Features = NDArray[np.float32]
 INDEPENDENT = ("efficientnet-lite0", "magenta-style")
@@ -269,8 +268,11 @@ def _read_names(file: Path) -> dict[str, Names]:
     """names.json of an evaluator folder: {"style": {"template": "...", "words": {...}}, ...}."""
     if not file.is_file():
         return {}
-    names = json.loads(file.read_text(encoding="utf-8"))
-    return {kind: Names(entry["template"], entry["words"]) for kind, entry in names.items()}
+    names = read_json(file, "take the evaluator's folder anew")
+    try:
+        return {kind: Names(entry["template"], entry["words"]) for kind, entry in names.items()}
+    except (KeyError, TypeError):
+        raise B4MError(f"{file} has an entry without template and words; mend it") from None
 
 
 def _describe(model: torch.nn.Module, quick_gelu: bool) -> str:

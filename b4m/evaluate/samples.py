@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from b4m.data.manifest import read_table
 from b4m.errors import B4MError
 from b4m.io import check_output, replacing_folder, write_whole
 
@@ -81,12 +83,8 @@ def _read_folder(folder: Path) -> list[Sample]:
     table = folder / "samples.csv"
     if not table.is_file():
         raise B4MError(f"{folder} has no samples.csv; is it an output of b4m sample?")
-    with table.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise B4MError(f"{table} lacks the columns {', '.join(missing)}")
-        samples = [_parse(folder, number, row) for number, row in enumerate(reader, start=2)]
+    lines = read_table(table, COLUMNS, "generate the samples again")
+    samples = [_parse(folder, number, row) for number, row in lines]
     if not samples:
         raise B4MError(f"{table} lists no image")
     return samples
@@ -103,7 +101,7 @@ def _parse(folder: Path, number: int, row: dict[str, str]) -> Sample:
     texts["label"] = texts["label"] or texts["method"]
     if not texts["label"]:
         raise B4MError(f"{where}: neither label nor method says what this image is")
-    if not (folder / texts["file"]).is_file():
+    if not os.path.isfile(folder / texts["file"]):
         raise B4MError(f"{where}: the image {texts['file']!r} is missing")
     return Sample(folder=folder, seed=seed, steps=steps, guidance=guidance, **texts)
 

@@ -1,6 +1,5 @@
 """What the report shows: samples, scores and the prepared data, joined and ordered."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from b4m.evaluate.references import Prepared, read_prepared
 from b4m.evaluate.samples import Sample, read_samples
 from b4m.evaluate.statistics import PAIR, Estimate
 from b4m.evaluate.tables import Scores, read_scores
+from b4m.io import read_json
 from b4m.plan import REFERENCE_METHOD
 from b4m.report.names import BASELINES
 
@@ -129,10 +129,4 @@ def load(samples: Sequence[Path], scores: Path, data: Path) -> ReportData:
 
 
 def _adapters(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.is_file():
-        return {}
-    try:
-        adapters: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise B4MError(f"{path} cannot be read: {error}") from None
-    return adapters
+    return read_json(path, "generate the samples again") if path.is_file() else {}

@@ -17,7 +17,7 @@ from typing import Any
 
 from b4m.data.names import canonical
 from b4m.errors import B4MError
-from b4m.io import check_output, write_whole
+from b4m.io import check_output, read_json, write_whole
 from b4m.methods import merge_rule, training
 from b4m.plan import KINDS, Comparison, Plan, plan
 from b4m.settings import DEFAULT_BASE, DEFAULT_EVALUATOR, Overrides, parse_pairs, shared
@@ -164,7 +164,7 @@ def _write_lock(spec: ComparisonSpec, out: Path) -> None:
     file = out / LOCK
     values = json.loads(json.dumps(asdict(spec)))
     if file.exists():
-        if json.loads(file.read_text(encoding="utf-8")) != values:
+        if read_json(file, "give another folder") != values:
             raise B4MError(f"{out} holds another comparison (see {file}); give another folder")
         return
     if out.exists() and any(out.iterdir()):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from b4m.bases.locate import read_recipe
 from b4m.data.images import load_image
 from b4m.data.manifest import ManifestRow, read_manifest, write_manifest
 from b4m.data.prepare import prepare
 from b4m.errors import B4MError
+from b4m.evaluate.samples import read_samples
 from tests.data.worlds import write_user_folder
 
 ROW = ManifestRow("a.png", "content", "mug", "a snq mug", "snq", "mug", "train", "CC0", "here")
@@ -206,3 +208,40 @@ def test_a_copy_of_an_image_is_told_and_not_held_back_from_itself(tmp_path: Path
         out = prepare(own, tmp_path / "out", "teapot", "stripes")
     rows = [row for row in read_manifest(out) if row.concept == "teapot" and row.role != "partner"]
     assert len(rows) == 4
+
+
+def _samples(folder: Path, content: bytes) -> object:
+    (folder / "samples.csv").write_bytes(content)
+    return read_samples([folder])
+
+
+def _recipe(folder: Path, content: bytes) -> object:
+    (folder / "b4m.json").write_bytes(content)
+    return read_recipe(folder)
+
+
+CONFIGS: dict[str, tuple[Callable[[Path, bytes], object], bytes]] = {
+    "samples.csv": (
+        _samples,
+        b"file,label,method,content,style,prompt,seed,steps,guidance,base_id,base_hash,adapter_hash\n"
+        b'a.png,b4m,b4m,mug,ink,"a snq mug, in w@z style",0,25,5.0,mini,00,11\n',
+    ),
+    "b4m.json": (_recipe, b'{"recipe": {"train": {"steps": 10, "lr": 1e-4}, "merge": {}}}'),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_hundred_damaged_configs_are_read_or_told(tmp_path: Path, name: str) -> None:
+    source, read = random.Random(3), 0
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    reader, whole = CONFIGS[name]
+    assert reader(tmp_path, whole)
+    for _ in range(100):
+        content = source.choice(DAMAGES)(source, whole)
+        result, told = _try(lambda content=content: reader(tmp_path, content))
+        assert result is not None or name in told
+        read += result is not None
+    assert 0 < read < 100
+    for content in (b"", b"[" * 100_000, b"[]", b"null", b"{\xff}", "{}".encode("utf-16-le")):
+        _, told = _try(lambda content=content: reader(tmp_path, content))
+        assert name in told

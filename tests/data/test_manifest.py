@@ -58,7 +58,7 @@ def test_missing_and_empty_manifests_are_errors(folder: Path) -> None:
     with pytest.raises(B4MError, match="lists no picture"):
         read_manifest(folder)
     (folder / "manifest.csv").write_text("file,kind\na.png,content\n")
-    with pytest.raises(B4MError, match="lacks the column concept"):
+    with pytest.raises(B4MError, match="lacks the columns concept, caption"):
         read_manifest(folder)
 
 
