@@ -14,6 +14,10 @@ def data_md5(start: Path | None = None) -> str:
     for folder in (here, *here.parents):
         file = folder / "data.dvc"
         if file.is_file():
-            match = re.search(r"^\s*-?\s*md5:\s*(\S+)", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+            match = re.search(
+                r"^\s*-?\s*md5:\s*(\S+)",
+                file.read_text(encoding="utf-8", errors="replace"),
+                re.MULTILINE,
+            )
             return match.group(1) if match else ""
     return ""

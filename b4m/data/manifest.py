@@ -61,7 +61,10 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise B4MError(f"{folder} has no {MANIFEST}; make the folder with `b4m prepare`")
-    rows = [_row(path, number, line) for number, line in read_table(path, COLUMNS[:-1], "prepare the data again")]
+    rows = [
+        _row(path, number, line)
+        for number, line in read_table(path, COLUMNS[:-1], "prepare the data again")
+    ]
     if not rows:
         raise B4MError(f"{path} lists no picture; prepare the data again")
     return rows
