@@ -15,7 +15,6 @@ from typing import Any
 from b4m.errors import B4MError
 from b4m.methods import method
 
-KINDS = ("content", "style", "joint")
 PAIRINGS = ("every", "matching")
 SUM = "direct"
 """How adapters act together while sampling when no method says otherwise: they are added up."""
@@ -122,6 +121,12 @@ class Comparison:
             if len(set(values)) != len(values):
                 double = next(value for value in values if values.count(value) > 1)
                 raise B4MError(f"{double!r} is given twice among the {what}; give it once")
+            joined = next((value for value in values if "+" in value), None)
+            if joined is not None:
+                raise B4MError(
+                    f"{joined!r} among the {what} has a '+', which joins a content's and a style's "
+                    "name; give the folder another name"
+                )
         if self.pairing not in PAIRINGS:
             raise B4MError(f"unknown pairing {self.pairing!r}; choose {' or '.join(PAIRINGS)}")
         if self.pairing == "matching" and len(self.contents) != len(self.styles):

@@ -27,7 +27,10 @@ STYLE_TRIGGER = "w@z"
 
 SEEDS = 2**64
 """Torch's generators take seeds from 0 up to this, not included."""
+KINDS = ("content", "style", "joint")
+"""What an adapter is trained to draw."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Dtype = Literal["float32", "float16", "bfloat16"]
 Overrides = Mapping[str, object]
 
 
@@ -40,10 +43,15 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-class Execution(Settings):
-    """How a run is carried out."""
+class OnBase(Settings):
+    """What everything reads that runs the base."""
 
     precision: Precision = Field("auto", description="of the base's weights")
+
+
+class Execution(OnBase):
+    """How a training is carried out."""
+
     gradient_checkpointing: bool = Field(False, description="less memory, about a third more time")
     checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0 is off")
 
@@ -103,14 +111,14 @@ class MergeSettings(Weights):
     rank: int = Field(0, ge=0, description="truncate the result to this rank; 0 keeps all")
 
 
-class BankSettings(MergeSettings, Execution):
+class BankSettings(MergeSettings, OnBase):
     """What a merge reads that looks at the inputs of the layers."""
 
     bank: int = Field(32, ge=1, description="(latent, t, noise) entries kept per concept")
     seed: int = Field(0, ge=0, description="seed of the bank and its order")
 
 
-class MaskSettings(BankSettings):
+class MaskSettings(BankSettings, Execution):
     """How masks over two frozen adapters are learned."""
 
     steps: int = Field(100, ge=0, description="optimizer steps; 0 keeps the start")
@@ -118,7 +126,7 @@ class MaskSettings(BankSettings):
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
 
 
-class SampleSettings(Settings):
+class SampleSettings(OnBase):
     """How images are generated."""
 
     steps: int = Field(25, ge=1, description="denoising steps")
@@ -126,7 +134,6 @@ class SampleSettings(Settings):
     negative: str = Field("", description="negative prompt")
     scale: float = Field(1.0, description="strength of the adapter")
     batch_size: int = Field(4, ge=1, description="images generated together")
-    precision: Precision = Field("auto", description="of the base's weights")
 
 
 def resolve(
@@ -148,10 +155,13 @@ def resolve(
     Raises:
         B4MError: in one sentence, for a name that the method does not have or a value out of range.
     """
+    for key in overrides:
+        scope, _, name = key.rpartition(".")
+        if scope not in ("", method, *KINDS):
+            raise B4MError(f"setting {key!r} is not for {method or 'this verb'}; leave it out")
+        if name not in model.model_fields:
+            raise B4MError(_unknown(name, model.model_fields, method))
     explicit = _own(overrides, method, kind)
-    unknown = [name for name in explicit if name not in model.model_fields]
-    if unknown:
-        raise B4MError(_unknown(unknown[0], model.model_fields, method))
     suited = {k: v for k, v in _own(recipe or {}, method, kind).items() if k in model.model_fields}
     try:
         return model(**{**suited, **explicit})
@@ -180,7 +190,7 @@ def shared(
         scope, _, name = key.rpartition(".")
         if scope and scope not in (*models, *kinds):
             known = _few([*models, *kinds])
-            raise B4MError(f"setting {key}: there is no {scope} here; there are {known}")
+            raise B4MError(f"setting {key!r}: there is no {scope!r} here; there are {known}")
         fields = models[scope].model_fields if scope in models else names
         if name not in fields:
             raise B4MError(_unknown(name, fields, scope))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from b4m import torchvision_guard
 from b4m.bases import load_base
@@ -11,6 +12,11 @@ from b4m.data.prepare import prepare
 from tests.data.worlds import write_user_folder
 
 torchvision_guard.install()  # tests import diffusers, peft and open_clip by themselves too
+
+# Few examples, the same in every run: what fails here fails everywhere. A longer search is
+# `pytest --hypothesis-profile=default`.
+settings.register_profile("ci", derandomize=True, max_examples=40, deadline=None)
+settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

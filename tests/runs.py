@@ -52,10 +52,13 @@ def merge(
     base: Base | None = None,
     data: Path | None = None,
     workdir: Path = Path("nowhere"),
+    tracker: Tracker | None = None,
     **overrides: object,
 ) -> Adapter:
     """Merge two adapters; closed forms need neither base nor data, and write nothing."""
     rule = merge_rule(method)
     settings = resolve(rule.settings, overrides, method=method)
-    context: MergeContext[Any] = MergeContext(settings, base, data, workdir)
+    context: MergeContext[Any] = MergeContext(
+        settings, base, data, workdir, tracker or NullTracker()
+    )
     return rule.merge(content, style, context)

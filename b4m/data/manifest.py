@@ -24,7 +24,7 @@ from pathlib import Path
 from b4m.data.captions import check_trigger
 from b4m.data.names import canonical, check_name
 from b4m.errors import B4MError
-from b4m.io import read_text
+from b4m.io import read_text, sha256
 
 MANIFEST = "manifest.csv"
 KINDS = ("content", "style", "truth")
@@ -135,7 +135,7 @@ def data_hash(folder: Path, rows: Iterable[ManifestRow]) -> str:
     """SHA-256 over the pictures' bytes and captions, in order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(hashlib.sha256((folder / row.file).read_bytes()).digest())
+        digest.update(bytes.fromhex(sha256(folder / row.file)))
         digest.update(hashlib.sha256(row.caption.encode()).digest())
     return digest.hexdigest()
 

@@ -19,8 +19,15 @@ from b4m.data.names import canonical
 from b4m.errors import B4MError
 from b4m.io import check_output, read_json, write_whole
 from b4m.methods import merge_rule, training
-from b4m.plan import KINDS, Comparison, Plan, plan
-from b4m.settings import DEFAULT_BASE, DEFAULT_EVALUATOR, Overrides, parse_pairs, shared
+from b4m.plan import Comparison, Plan, plan
+from b4m.settings import (
+    DEFAULT_BASE,
+    DEFAULT_EVALUATOR,
+    KINDS,
+    Overrides,
+    parse_pairs,
+    shared,
+)
 from b4m.verbs.evaluate import evaluate
 from b4m.verbs.merge import merge
 from b4m.verbs.prepare import prepare

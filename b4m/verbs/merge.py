@@ -8,7 +8,7 @@ from b4m.io import check_output
 from b4m.methods import merge_rule
 from b4m.methods import method as method_row
 from b4m.settings import DEFAULT_BASE, Overrides, resolve
-from b4m.verbs.workspace import Values, load, work_folder
+from b4m.verbs.workspace import Values, check_dtype, load, work_folder
 
 if TYPE_CHECKING:
     from b4m.bases.base import Base
@@ -47,6 +47,7 @@ def merge(
         B4MError: for an unknown method or setting, unreadable files, or files of two bases.
     """
     rule, overrides = merge_rule(method), dict(settings or {})
+    check_dtype(dtype)
     check_output(Path(out), ".safetensors")
     resolve(rule.settings, overrides, method=method)  # a wrong one is told before anything is read
     from b4m.files import read_adapter, write_adapter
@@ -77,12 +78,12 @@ def merge_context(
     """
     from b4m.merging.context import MergeContext
 
-    model = None
+    read, model = merge_rule(method).settings, None
     if method_row(method).learned:
-        model = load(base, overrides) if isinstance(base, str) else base
-    recipe = model.recipe.get("merge") if model else {}
+        checked = resolve(read, overrides, method=method)
+        model = load(base, checked) if isinstance(base, str) else base
     return MergeContext(
-        settings=resolve(merge_rule(method).settings, overrides, recipe, method),
+        settings=resolve(read, overrides, model.recipe.get("merge") if model else {}, method),
         loaded=model,
         data=Path(data) if str(data) else None,
         workdir=work_folder(),

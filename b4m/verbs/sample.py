@@ -55,7 +55,7 @@ def sample(
     check_seeds(seed)
     check_each_once("prompt", prompt)
     model_of_settings = settings_of(combine)
-    resolve(model_of_settings, overrides, method=combine)
+    checked = resolve(model_of_settings, overrides, method=combine)
     from b4m.bases.sampling import sample as generate
     from b4m.evaluate.samples import check_samples_place, write_samples
     from b4m.files import read_adapter
@@ -67,7 +67,7 @@ def sample(
     jobs = [(text, *_concepts(adapters)) for text in prompt] or _prompts(
         data, canonical(content), canonical(style)
     )
-    model = load(base, overrides)
+    model = load(base, checked)
     resolved = resolve(model_of_settings, overrides, model.recipe.get("sample"), combine)
     deltas, hook = _combined(adapters, combine, model, resolved)
     images = generate(

@@ -8,7 +8,7 @@ from b4m.errors import B4MError
 from b4m.io import check_output, copy_whole
 from b4m.methods import training
 from b4m.settings import DEFAULT_BASE, TrainSettings, resolve
-from b4m.verbs.workspace import Values, load, work_folder
+from b4m.verbs.workspace import Values, check_dtype, load, work_folder
 
 _log = logging.getLogger(__name__)
 
@@ -51,10 +51,12 @@ def train(
         raise B4MError(f"unknown kind {kind!r}; choose content, style or joint")
     if (kind == "joint") != (method == "joint"):
         raise B4MError(f"kind {kind} does not go with method {method}; joint goes with joint")
+    check_dtype(dtype)
     check_output(Path(out), ".safetensors")
     check_output(work_folder() / "cache", folder=True)
     # a wrong setting is told before the base is loaded
-    _check(kind, resolve(way.settings, overrides, method=method, kind=kind))
+    checked = resolve(way.settings, overrides, method=method, kind=kind)
+    _check(kind, checked)
     from b4m.data.manifest import read_manifest
     from b4m.files import read_adapter, write_adapter
     from b4m.tracking import open_tracker
@@ -62,7 +64,7 @@ def train(
     from b4m.train.run import Run
 
     rows = way.rows(read_manifest(folder), kind, concept)
-    model = load(base, overrides)
+    model = load(base, checked)
     resolved = resolve(way.settings, overrides, model.recipe.get("train"), method, kind)
     recorded = {"settings": resolved.model_dump(), "base": base, "concept": concept}
     name = f"{method}/{concept}/s{resolved.seed}"

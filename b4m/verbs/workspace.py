@@ -3,7 +3,10 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from b4m.errors import B4MError
+from b4m.settings import Dtype, Settings
 
 if TYPE_CHECKING:
     from b4m.bases.base import Base
@@ -17,8 +20,14 @@ def work_folder() -> Path:
     return Path(os.environ.get("B4M_WORK", "runs/work"))
 
 
-def load(base: str, settings: Mapping[str, object]) -> "Base":
+def load(base: str, settings: Settings) -> "Base":
     """The base, in the precision that the settings ask for; loaded once per process."""
     from b4m.bases import shared_base
 
-    return shared_base(base, str(settings.get("precision", "auto")))
+    return shared_base(base, getattr(settings, "precision", "auto"))
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse an unknown dtype before the work whose result would be written in it."""
+    if dtype not in get_args(Dtype):
+        raise B4MError(f"dtype {dtype!r} is unknown; choose one of {', '.join(get_args(Dtype))}")
