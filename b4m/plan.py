@@ -24,16 +24,25 @@ PLAIN = "lora"
 
 @dataclass(frozen=True)
 class Baseline:
-    """A row that stands beside the methods: what a merge has to beat."""
+    """A row that stands beside the methods: what a merge has to beat.
+
+    Attributes:
+        label: the row's name in tables.
+        kinds: the adapters that it is sampled with.
+        title: its name in reports.
+        summary: what it is in a few words, beside the name.
+    """
 
     label: str
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[str, ...]
+    title: str
+    summary: str
 
 
 BASELINES = (
-    Baseline("base"),
-    Baseline("content only", ("content",)),
-    Baseline("style only", ("style",)),
+    Baseline("base", (), "Base model", "before any customization"),
+    Baseline("content only", ("content",), "Content adapter", "alone, without the style"),
+    Baseline("style only", ("style",), "Style adapter", "alone, without the content"),
 )
 REFERENCE_METHOD = "direct"
 """The merge that every other one is compared with; it is always among the rows."""

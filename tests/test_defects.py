@@ -231,7 +231,10 @@ def test_d12_every_variable_that_is_read_is_told_to_those_who_may_set_it(repo_ro
 # D13
 
 
-@pytest.mark.parametrize("package", ["pandas", "peft"])
+UNUSED = pytest.mark.xfail(strict=True, reason="adapter configs are written by hand as yet")
+
+
+@pytest.mark.parametrize("package", ["pandas", pytest.param("peft", marks=UNUSED)])
 def test_d13_what_is_required_is_used(repo_root: Path, package: str) -> None:
     project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     parts = [project["dependencies"], *project["optional-dependencies"].values()]

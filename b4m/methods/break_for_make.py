@@ -321,9 +321,8 @@ def _fit_make(
         for kind, adapter in (("content", content), ("style", style))
     ]
     cache = Cache(context.workdir / "cache", base)
-    restyled = Augmentation.of(settings, settings.seed)
     sets = [
-        read_training_set(folder, parts[0], base, cache, restyled),
+        read_training_set(folder, parts[0], base, cache, Augmentation.of(settings, settings.seed)),
         read_training_set(folder, parts[1], base, cache),
     ]
     if (both := content + style).text_layers:
@@ -334,8 +333,6 @@ def _fit_make(
         ShuffledIndices(len(one), size, settings.seed, kind)
         for one, kind in zip(sets, ("content", "style"), strict=True)
     ]
-    for plp in plps.values():
-        plp.to(base.device)
 
     def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         sampled = [
@@ -355,13 +352,7 @@ def _fit_make(
             model,
             [_make_group(plps, settings)],
             max(len(one) for one in sets),
-            LoopConfig(
-                steps=settings.steps,
-                accumulation=settings.accumulation,
-                clip=settings.clip,
-                checkpoint_every=settings.checkpoint_every,
-                seed=settings.seed,
-            ),
+            _make_loop(settings),
             workdir=context.workdir,
             fingerprint=key(
                 "make",
@@ -375,6 +366,16 @@ def _fit_make(
             tracker=context.tracker,
             name="make",
         )
+
+
+def _make_loop(settings: MakeSettings) -> LoopConfig:
+    return LoopConfig(
+        steps=settings.steps,
+        accumulation=settings.accumulation,
+        clip=settings.clip,
+        checkpoint_every=settings.checkpoint_every,
+        seed=settings.seed,
+    )
 
 
 def _make_group(plps: Mapping[str, PLP], settings: MakeSettings) -> ParameterGroup:

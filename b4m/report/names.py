@@ -7,9 +7,7 @@ from b4m.methods import METHODS
 BASELINES = tuple(baseline.label for baseline in plan.BASELINES)
 """Rows that merge nothing; every report starts with those that were sampled."""
 _NAMES = {
-    "base": ("Base model", "before any customization"),
-    "content only": ("Content adapter", "alone, without the style"),
-    "style only": ("Style adapter", "alone, without the content"),
+    **{one.label: (one.title, one.summary) for one in plan.BASELINES},
     COPY_OF_CONTENT: ("Copy of the content", "its training image, unchanged"),
     COPY_OF_STYLE: ("Copy of the style", "its training images, unchanged"),
     **{name: (method.label, method.summary) for name, method in METHODS.items()},

@@ -10,6 +10,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from b4m.io import sha256
 from b4m.settings import Settings
 
 _ROOMS = ("adapters", "bases", "data", "files", "merging", "methods", "train")
@@ -38,7 +39,7 @@ def _code() -> str:
     digest = hashlib.sha256()
     for room in _ROOMS:
         for file in sorted((root / room).rglob("*.py")):
-            digest.update(file.read_bytes())
+            digest.update(sha256(file).encode())
     for package in _PACKAGES:
         digest.update(f"{package}{_version(package)}".encode())
     return digest.hexdigest()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from b4m import verbs
+from b4m.bases import shared_base
 from tests.cli.answers import Answer, assert_refused, is_one_sentence, write_adapter
 
 
@@ -62,6 +63,7 @@ def test_the_log_of_a_training_tells_a_new_one_from_a_reused_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("B4M_WORK", str(tmp_path / "work"))
+    shared_base.cache_clear()  # a base that is there already is not loaded again
     line = f"train --kind content --data {prepared} --concept teapot --base {tiny_base} --steps 1"
     logs, printed = [], []
     for number in range(2):
