@@ -274,8 +274,8 @@ def test_d14_the_dtype_reaches_the_file_through_every_verb_that_writes_one(
 
 def test_d14_an_unknown_dtype_is_told_before_the_work() -> None:
     for call in (
-        lambda: verbs.train("content", "nowhere", "cat", "x", dtype="float8"),
-        lambda: verbs.merge("a", "b", "c", "direct", dtype="float8"),
+        lambda: verbs.train("content", "nowhere", "cat", "x.safetensors", dtype="float8"),
+        lambda: verbs.merge("a", "b", "c.safetensors", "direct", dtype="float8"),
     ):
         with pytest.raises(B4MError, match="dtype 'float8' is unknown; choose one of float32"):
             call()

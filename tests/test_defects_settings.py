@@ -111,14 +111,14 @@ def test_d3_a_setting_that_a_merge_does_not_read_is_refused(
 ) -> None:
     (name,) = settings
     with pytest.raises(B4MError, match=f"^{method} has no setting '{name}'; "):
-        verbs.merge("a", "b", "c", method, settings=settings, **NOWHERE)
+        verbs.merge("a", "b", "c.safetensors", method, settings=settings, **NOWHERE)
 
 
 def test_d3_the_nearest_name_is_told() -> None:
     with pytest.raises(B4MError, match="'content_wieght'; the nearest is content_weight"):
-        verbs.merge("a", "b", "c", "direct", settings={"content_wieght": 1})
+        verbs.merge("a", "b", "c.safetensors", "direct", settings={"content_wieght": 1})
     with pytest.raises(B4MError, match="'batchsize'; the nearest is batch_size"):
-        verbs.train("content", "d", "cat", "a", settings={"batchsize": 1})
+        verbs.train("content", "d", "cat", "a.safetensors", settings={"batchsize": 1})
 
 
 def test_d3_a_comparison_refuses_what_none_of_its_jobs_reads() -> None:
@@ -141,7 +141,9 @@ def test_d8_wrong_numbers_of_a_training_are_told_before_a_base_is_loaded(
     kind, concept = ("joint", "a+b") if way == "joint" else ("content", "a")
     for name in ("lr", "rank", "steps", "weight_decay"):
         with pytest.raises(B4MError, match=rf"^setting {name}=\S+ must be [^\n]+$"):
-            verbs.train(kind, "nowhere", concept, "x", way, "nowhere", settings={name: value})
+            verbs.train(
+                kind, "nowhere", concept, "x.safetensors", way, "nowhere", settings={name: value}
+            )
 
 
 @pytest.mark.parametrize("method", names("file"))
@@ -154,7 +156,7 @@ def test_d8_wrong_numbers_of_a_merge_are_told_before_anything_is_read(method: st
             if name.endswith("_weight") and value == -1:
                 continue  # the only numbers that may be negative
             with pytest.raises(B4MError, match=rf"^setting {name}=\S+ must be [^\n]+$"):
-                verbs.merge("a", "b", "c", method, settings={name: value}, **NOWHERE)
+                verbs.merge("a", "b", "c.safetensors", method, settings={name: value}, **NOWHERE)
 
 
 @pytest.mark.parametrize("way", ["direct", *names("images")])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from b4m.data.names import canonical
 from b4m.errors import B4MError
+from b4m.io import sha256
 from b4m.methods import names, sampler
 from b4m.plan import SUM
 from b4m.settings import DEFAULT_BASE, SEEDS, SampleSettings, Settings, resolve
@@ -59,7 +60,6 @@ def sample(
     from b4m.bases.sampling import sample as generate
     from b4m.evaluate.samples import check_samples_place, write_samples
     from b4m.files import read_adapter
-    from b4m.io import sha256
 
     check_samples_place(Path(out))
     files = [Path(file) for file in adapter]
@@ -83,21 +83,18 @@ def sample(
     )
     method = _method(adapters, combine)
     hashes = "+".join(sha256(file)[:16] for file in files)
+    same = {
+        "label": label or method,
+        "method": method,
+        "steps": resolved.steps,
+        "guidance": resolved.guidance,
+        "base_id": model.id,
+        "base_hash": model.hash,
+        "adapter_hash": hashes,
+    }
     rows = [
-        {
-            "label": label or method,
-            "method": method,
-            "content": content_name,
-            "style": style_name,
-            "prompt": text,
-            "seed": number,
-            "steps": resolved.steps,
-            "guidance": resolved.guidance,
-            "base_id": model.id,
-            "base_hash": model.hash,
-            "adapter_hash": hashes,
-        }
-        for text, content_name, style_name in jobs
+        {**same, "content": content, "style": style, "prompt": text, "seed": number}
+        for text, content, style in jobs
         for number in seed
     ]
     about = {hashes: {"files": [asdict(one.metadata) for one in adapters]}} if files else {}
