@@ -26,8 +26,8 @@ from b4m.merging.masks import MaskedSum, apply_mask
 from b4m.merging.teacher_bank import Bank, build_bank, read_concept_images
 from b4m.settings import BankSettings, MaskSettings
 from b4m.train.key import key
-from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
-from b4m.train.run import checkpointed, tensors_hash
+from b4m.train.loop import Batch, ParameterGroup, fit
+from b4m.train.run import checkpointed, loop_config, tensors_hash
 
 Losses = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, list[int]], Losses]
@@ -229,12 +229,7 @@ def learn(
             merge.adapted,
             [group],
             len(bank),
-            LoopConfig(
-                steps=settings.steps,
-                clip=settings.clip,
-                checkpoint_every=settings.checkpoint_every,
-                seed=settings.seed,
-            ),
+            loop_config(settings),
             workdir=context.workdir,
             fingerprint=_key(merge, bank, settings, name),
             tracker=context.tracker,

@@ -47,9 +47,9 @@ from b4m.merging.layerwise import describe
 from b4m.methods import Merge, Training
 from b4m.settings import Execution, Restyling, TrainSettings
 from b4m.train.key import key
-from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
+from b4m.train.loop import Batch, ParameterGroup, fit
 from b4m.train.randomness import ShuffledIndices
-from b4m.train.run import Run, adapted, exported, tensors_hash
+from b4m.train.run import Run, adapted, exported, loop_config, tensors_hash
 from b4m.train.text_layers import text_layers
 from b4m.train.training_set import Augmentation, Noise, denoising_losses, read_training_set
 
@@ -230,7 +230,7 @@ def _fit_break(run: Run[BreakSettings], main: str, plps: Mapping[str, PLP]) -> d
             model,
             [*groups, *([text.group] if text else [])],
             len(own),
-            run.loop,
+            loop_config(settings),
             workdir=run.workdir,
             fingerprint=run.key,
             tracker=run.tracker,
@@ -352,7 +352,7 @@ def _fit_make(
             model,
             [_make_group(plps, settings)],
             max(len(one) for one in sets),
-            _make_loop(settings),
+            loop_config(settings),
             workdir=context.workdir,
             fingerprint=key(
                 "make",
@@ -366,16 +366,6 @@ def _fit_make(
             tracker=context.tracker,
             name="make",
         )
-
-
-def _make_loop(settings: MakeSettings) -> LoopConfig:
-    return LoopConfig(
-        steps=settings.steps,
-        accumulation=settings.accumulation,
-        clip=settings.clip,
-        checkpoint_every=settings.checkpoint_every,
-        seed=settings.seed,
-    )
 
 
 def _make_group(plps: Mapping[str, PLP], settings: MakeSettings) -> ParameterGroup:

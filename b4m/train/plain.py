@@ -13,7 +13,7 @@ from b4m.adapters.adapter import Adapter
 from b4m.adapters.deltas import LoRADelta, LowRankDelta
 from b4m.settings import TrainSettings
 from b4m.train.loop import Batch, ParameterGroup, fit
-from b4m.train.run import Run, adapted, exported
+from b4m.train.run import Run, adapted, exported, loop_config
 from b4m.train.text_layers import text_layers
 from b4m.train.training_set import Noise, denoising_losses, read_training_set
 
@@ -59,7 +59,7 @@ def train_pairs(run: Run[PairSettings], linears: Mapping[str, nn.Linear]) -> Ada
             model,
             [group, *([text.group] if text else [])],
             len(examples),
-            run.loop,
+            loop_config(settings),
             workdir=run.workdir,
             fingerprint=run.key,
             tracker=run.tracker,

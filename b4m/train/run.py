@@ -6,7 +6,7 @@ The methods hold the mathematics; this holds the bookkeeping they share.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -23,7 +23,7 @@ from b4m.bases.base import Base
 from b4m.bases.sampling import sample
 from b4m.data.cache import Cache
 from b4m.data.manifest import ManifestRow, data_hash
-from b4m.settings import TrainSettings
+from b4m.settings import Settings, TrainSettings
 from b4m.train.key import key
 from b4m.train.loop import LoopConfig, NullTracker, Preview, Tracker
 from b4m.train.randomness import derive_seed
@@ -64,23 +64,6 @@ class Run(Generic[S_co]):
     def cache(self) -> Cache:
         """Latents and text embeddings of this base, shared by all runs of the working folder."""
         return Cache(self.workdir / "cache", self.base)
-
-    @property
-    def loop(self) -> LoopConfig:
-        """The loop's part of the settings."""
-        settings = self.settings
-        return LoopConfig(
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            accumulation=settings.accumulation,
-            clip=settings.clip,
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-            ema_decay=settings.ema_decay,
-            checkpoint_every=settings.checkpoint_every,
-            sample_every=settings.sample_every,
-            seed=settings.seed,
-        )
 
     @property
     def augmentation(self) -> Augmentation:
@@ -177,6 +160,12 @@ def checkpointed(base: Base, enabled: bool) -> Iterator[None]:
     finally:
         if enabled:
             base.checkpoint_gradients(False)
+
+
+def loop_config(settings: Settings) -> LoopConfig:
+    """The loop's part of some settings; what they do not have keeps the loop's default."""
+    names = [one.name for one in fields(LoopConfig) if one.name in type(settings).model_fields]
+    return LoopConfig(**{name: getattr(settings, name) for name in names})
 
 
 def exported(deltas: Mapping[str, LowRankDelta]) -> dict[str, LowRank]:
