@@ -7,10 +7,10 @@ fan out over them. A job's key is the name of what it makes, so whoever runs it 
 name: an adapter is made once, however many merges need it.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from b4m.errors import B4MError
 from b4m.methods import method
@@ -136,6 +136,12 @@ class Comparison:
                     f"{joined!r} among the {what} has a '+', which joins a content's and a style's "
                     "name; give the folder another name"
                 )
+            for value in values:
+                if any(sign in value for sign in '"/\\') or not value.isprintable():
+                    raise B4MError(
+                        f"{value!r} cannot be part of a file's name; rename it without quotation "
+                        "marks, slashes, backslashes and control characters"
+                    )
         if self.pairing not in PAIRINGS:
             raise B4MError(f"unknown pairing {self.pairing!r}; choose {' or '.join(PAIRINGS)}")
         if self.pairing == "matching" and len(self.contents) != len(self.styles):
@@ -177,6 +183,26 @@ class Plan:
             ],
             "samples": [{"key": job.key, **asdict(job)} for job in self.samples],
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Plan":
+        """The plan that `as_dict` wrote down."""
+        return cls(
+            tuple(_job(TrainJob, job) for job in values["trainings"]),
+            tuple(_job(MergeJob, job) for job in values["merges"]),
+            tuple(
+                _job(SampleJob, {**job, "adapters": tuple(job["adapters"])})
+                for job in values["samples"]
+            ),
+        )
+
+
+J = TypeVar("J", TrainJob, MergeJob, SampleJob)
+
+
+def _job(form: type[J], values: Mapping[str, Any]) -> J:
+    """A job from its JSON values, without the derived ones."""
+    return form(**{field.name: values[field.name] for field in fields(form)})
 
 
 def plan(comparison: Comparison) -> Plan:

@@ -27,8 +27,8 @@ with open_tracker(sys.argv[1], stage=sys.argv[1], settings={"rank": 8}) as track
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh SQLite store; nothing inherited from the surroundings."""
-    for name in ("MLFLOW_RUN_ID", "B4M_PARENT_RUN", "B4M_TRACKING", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [key for key in os.environ if key.startswith(("MLFLOW_", "B4M_"))]:
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -52,6 +52,7 @@ def test_everything_of_a_run_is_recorded(
 ) -> None:
     monkeypatch.setenv("B4M_GIT_COMMIT", "c0ffee")
     monkeypatch.setenv("B4M_KFP_RUN_ID", "run-7")
+    monkeypatch.setenv("B4M_IMAGE", "example.org/b4m@sha256:0")
     (tmp_path / "data.dvc").write_text("outs:\n- md5: abc123.dir\n  size: 3\n  path: data\n")
     adapter = tmp_path / "merged.safetensors"
     adapter.write_bytes(b"weights")
@@ -79,6 +80,7 @@ def test_everything_of_a_run_is_recorded(
         "mlflow.source.git.commit": "c0ffee",
         "dvc.data_md5": "abc123.dir",
         "kfp.run_id": "run-7",
+        "image": "example.org/b4m@sha256:0",
         "extra": "yes",
     }
     assert expected.items() <= run.data.tags.items()
@@ -93,39 +95,138 @@ def test_children_point_to_their_parent_and_share_its_experiment(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "parents")
-    with tracking.open_tracker("customize", stage="customize") as parent:
+    with tracking.open_tracker("compare", stage="compare") as parent:
         monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
-        monkeypatch.setenv("B4M_PARENT_RUN", parent.run_id)
-        with tracking.open_tracker("content") as child:
+        with tracking.children_of(parent.run_id), tracking.open_tracker("content") as child:
             pass
-    found = client(store).get_run(child.run_id)
-    assert found.data.tags["mlflow.parentRunId"] == parent.run_id
-    assert found.info.experiment_id == client(store).get_run(parent.run_id).info.experiment_id
+        with tracking.open_tracker("outside") as outside:
+            pass
+    monkeypatch.setenv("B4M_PARENT_RUN", parent.run_id)
+    with tracking.open_tracker("in another process") as other:
+        pass
+    for run_id in (child.run_id, other.run_id):
+        found = client(store).get_run(run_id)
+        assert found.data.tags["mlflow.parentRunId"] == parent.run_id
+        assert found.info.experiment_id == client(store).get_run(parent.run_id).info.experiment_id
+    assert "mlflow.parentRunId" not in client(store).get_run(outside.run_id).data.tags
 
 
-def test_a_parent_run_lives_as_long_as_its_steps(store: str) -> None:
+def test_the_environment_is_left_as_it_was(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parent that is written down there would reach programs that have nothing to do with it."""
+    monkeypatch.setenv("B4M_KFP_RUN_ID", "run-1")
+    with tracking.open_tracker("parent") as parent:
+        pass
+    before = {key: value for key, value in os.environ.items() if key.startswith("B4M_")}
+    with tracking.children_of(parent.run_id), tracking.pipeline_step():
+        assert {k: v for k, v in os.environ.items() if k.startswith("B4M_")} == before
+
+
+def test_a_pipelines_run_lives_as_long_as_its_steps(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("B4M_KFP_RUN_ID", "run-1")
+
     def status() -> str:
         return str(client(store).get_run(parent.run_id).info.status)
 
-    with tracking.open_tracker("customize", goes_on=True) as parent:
+    with tracking.pipeline_step("customize/cat+ink", {"content": "cat"}) as parent:
         pass
     assert status() == "RUNNING"
-    with tracking.part_of(parent.run_id), tracking.open_tracker("content") as child:
+    with tracking.pipeline_step(), tracking.open_tracker("content") as child:
         pass
     assert client(store).get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
     assert status() == "RUNNING"
-    with pytest.raises(ValueError, match="no such style"), tracking.part_of(parent.run_id):
+    with pytest.raises(ValueError, match="no such style"), tracking.pipeline_step():
         raise ValueError("no such style")
     assert status() == "FAILED"
-    with tracking.part_of(parent.run_id, last=True):  # the step was tried again
+    with tracking.pipeline_step(last=True):  # the step was tried again
         pass
     assert status() == "FINISHED"
-    with (
-        pytest.raises(OSError, match="disk full"),
-        tracking.open_tracker("customize", goes_on=True) as parent,
-    ):
-        raise OSError("disk full")
-    assert status() == "FAILED"
+    run = client(store).get_run(parent.run_id)
+    assert run.info.run_name == "customize/cat+ink"
+    assert run.data.params == {"content": "cat"}
+    assert run.data.tags["b4m.stage"] == "pipeline"
+
+
+def test_every_pipeline_run_has_a_parent_of_its_own(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents = []
+    for run in ("run-1", "run-2", "run-1"):
+        monkeypatch.setenv("B4M_KFP_RUN_ID", run)
+        with tracking.pipeline_step(last=True) as parent, tracking.open_tracker("content") as child:
+            pass
+        tags = client(store).get_run(child.run_id).data.tags
+        assert tags["mlflow.parentRunId"] == parent.run_id
+        assert tags["kfp.run_id"] == run
+        parents.append(parent.run_id)
+    assert parents[0] == parents[2] != parents[1]
+
+
+def test_steps_that_begin_at_once_share_one_parent(store: str, repo_root: Path) -> None:
+    code = (
+        "from b4m.tracking import pipeline_step\n"
+        "with pipeline_step() as parent:\n"
+        "    print(parent.run_id)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repo_root), "B4M_KFP_RUN_ID": "run-1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    answers = {process.communicate(timeout=300)[0].strip() for process in running}
+    assert len(answers) == 1
+    assert [run.info.run_id for run in client(store).search_runs(["1"])] == list(answers)
+
+
+def test_a_parent_that_two_servers_made_is_the_earlier_one(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a server no lock keeps two steps from finding no parent at the same moment."""
+    monkeypatch.setenv("B4M_KFP_RUN_ID", "run-1")
+    with tracking.pipeline_step() as first:
+        pass
+    look = tracking._of_pipeline
+    seen: list[list[object]] = [[]]  # the second step looks before the first one has made it
+
+    def late(*given: object) -> list[object]:
+        return seen.pop() if seen else look(*given)
+
+    monkeypatch.setattr(tracking, "_of_pipeline", late)
+    with tracking.pipeline_step() as second:
+        pass
+    assert second.run_id == first.run_id
+    assert len(client(store).search_runs(["1"])) == 1
+
+
+def test_a_run_whose_processes_were_killed_can_be_closed(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("B4M_KFP_RUN_ID", "run-1")
+    with tracking.pipeline_step() as parent:
+        pass
+    tracking.end_pipeline("KILLED")
+    assert client(store).get_run(parent.run_id).info.status == "KILLED"
+    with tracking.pipeline_step(last=True):
+        pass
+    tracking.end_pipeline("KILLED")  # nothing is open any more
+    assert client(store).get_run(parent.run_id).info.status == "FINISHED"
+
+
+def test_what_would_be_thousands_of_runs_is_not_recorded(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("B4M_KFP_RUN_ID", "run-1")
+    with tracking.pipeline_step() as parent:
+        with tracking.unrecorded(), tracking.open_tracker("merge") as merge:
+            pass
+        with tracking.open_tracker("evaluate") as recorded:
+            pass
+    assert merge.run_id == ""
+    runs = {run.info.run_id for run in client(store).search_runs(["1"])}
+    assert runs == {parent.run_id, recorded.run_id}
 
 
 def test_a_run_made_by_the_platform_is_used_and_left_open(
@@ -135,15 +236,62 @@ def test_a_run_made_by_the_platform_is_used_and_left_open(
         pass
     given = {"b4m.stage": "customize"}
     made = client(store).create_run("1", run_name="by the platform", tags=given)
+    client(store).log_param(made.info.run_id, "content", '"cat"')  # as Kubeflow's plugin does
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
-    with tracking.open_tracker("ours", stage="report", method="b4m") as tracker:
-        tracker.metrics({"eval/clip_t": 0.3})
+    monkeypatch.setenv("B4M_KFP_RUN_ID", "run-1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        with (
+            tracking.pipeline_step("ours", {"content": "cat"}, last=True),
+            tracking.open_tracker("ours", stage="report", method="b4m") as tracker,
+        ):
+            tracker.metrics({"eval/clip_t": 0.3})
+        tracking.end_pipeline("KILLED")
     run = client(store).get_run(made.info.run_id)
     assert tracker.run_id == made.info.run_id
     assert run.info.status == "RUNNING"
     assert run.data.metrics == {"eval/clip_t": 0.3}
+    assert run.data.params == {"content": '"cat"', "b4m.content": "cat"}
     assert run.data.tags["b4m.stage"] == "customize"  # what the platform said stays
     assert run.data.tags["b4m.method"] == "b4m"
+
+
+def test_a_clusters_own_names_stand_in_for_mlflows(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    ours = f"sqlite:///{tmp_path / 'ours.db'}"
+    settings = {
+        "TRACKING_URI": ours,
+        "EXPERIMENT_NAME": "team",
+        "TRACKING_USERNAME": "me",
+        "TRACKING_PASSWORD": "secret",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(f"B4M_MLFLOW_{name}", value)
+        monkeypatch.setenv(f"MLFLOW_{name}", "")  # so that it is taken away again afterwards
+        monkeypatch.delenv(f"MLFLOW_{name}")
+    with tracking.open_tracker("content") as tracker:
+        pass
+    experiment = client(ours).get_run(tracker.run_id).info.experiment_id
+    assert client(ours).get_experiment(experiment).name == "team"
+    assert {key: os.environ[f"MLFLOW_{key}"] for key in settings} == settings
+
+
+def test_a_platforms_address_goes_before_the_clusters(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("B4M_MLFLOW_TRACKING_URI", "sqlite:////nowhere/at/all.db")
+    monkeypatch.setenv("B4M_MLFLOW_TRACKING_PASSWORD", "of the cluster")
+    with tracking.open_tracker("first") as first:
+        pass
+    assert client(store).get_run(first.run_id).info.status == "FINISHED"
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    monkeypatch.setenv("MLFLOW_RUN_ID", first.run_id)
+    with tracking.open_tracker("second") as second:
+        pass
+    assert second.run_id == first.run_id
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
 
 
 @pytest.mark.parametrize(

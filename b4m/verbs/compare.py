@@ -116,7 +116,7 @@ def compare(
     Raises:
         B4MError: for unknown names, methods or settings, or an `out` with another comparison.
     """
-    from b4m.tracking import open_tracker, part_of
+    from b4m.tracking import children_of, open_tracker
 
     check_seeds(seed)
     check_output(Path(out) / LOCK)
@@ -138,7 +138,7 @@ def compare(
     name = f"compare/{Path(out).name}"
     with (
         open_tracker(name, "compare", settings=asdict(spec)) as tracker,
-        part_of(tracker.run_id),
+        children_of(tracker.run_id),
     ):
         _write_lock(spec, Path(out))
         return _run(spec, jobs, settings, Path(out))
@@ -214,7 +214,4 @@ def _run(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -> 
                 style=sampling.style,
             )
     evaluate(folders, data, out / "scores", spec.evaluator)
-    pairs, methods = len(spec.comparison.pairs), len(spec.comparison.rows)
-    return report(
-        folders, out / "scores", data, out / "report.html", f"{pairs} pairs, {methods} methods"
-    )
+    return report(folders, out / "scores", data, out / "report.html", spec.comparison.title)
