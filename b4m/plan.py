@@ -160,6 +160,14 @@ class Comparison:
         return list(product(self.contents, self.styles))
 
     @property
+    def title(self) -> str:
+        """What is compared, in a few words."""
+        if len(self.pairs) == 1:
+            content, style = self.pairs[0]
+            return f"{content} in {style}"
+        return f"{len(self.pairs)} pairs, {len(self.rows)} methods"
+
+    @property
     def rows(self) -> list[str]:
         """The methods with the reference method, which comes last if it was not asked for."""
         return list(dict.fromkeys([*self.methods, REFERENCE_METHOD]))

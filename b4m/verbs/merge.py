@@ -1,16 +1,19 @@
 """Make one adapter of two."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from b4m.errors import B4MError
 from b4m.io import check_output
 from b4m.methods import merge_rule
 from b4m.methods import method as method_row
 from b4m.settings import DEFAULT_BASE, Overrides, resolve
-from b4m.verbs.workspace import Values, check_dtype, load, work_folder
+from b4m.verbs.workspace import Values, check_dtype, copy_as, load, work_folder
 
 if TYPE_CHECKING:
+    from b4m.adapters.adapter import Adapter
     from b4m.bases.base import Base
     from b4m.merging.context import MergeContext
 
@@ -28,7 +31,8 @@ def merge(
     """Make one adapter of a content adapter and a style adapter.
 
     The result is always one ordinary LoRA file. Files of other tools are read too (kohya, PEFT,
-    ComfyUI), of any rank and alpha.
+    ComfyUI), of any rank and alpha. A learned merge that has been made before, by the same code
+    from the same files and images with the same settings, is taken from runs/work (B4M_WORK).
 
     Args:
         content: content adapter
@@ -46,15 +50,50 @@ def merge(
     Raises:
         B4MError: for an unknown method or setting, unreadable files, or files of two bases.
     """
+    merge_once(content, style, Path(out), method, base, data, dtype, settings)
+    return Path(out)
+
+
+def merge_once(
+    content: str | Path,
+    style: str | Path,
+    out: Path | None,
+    method: str,
+    base: str,
+    data: str | Path = "",
+    dtype: str = "float32",
+    settings: Values = None,
+) -> tuple[Path, bool]:
+    """`merge`, for callers that take a learned merge from the working folder.
+
+    A closed-form merge is made anew each time: that takes less time than keeping it takes space.
+
+    Args:
+        content: as in `merge`
+        style: as in `merge`
+        out: file to write and to record; None leaves a learned merge in the working folder alone.
+        method: as in `merge`
+        base: as in `merge`
+        data: as in `merge`
+        dtype: of the written file
+        settings: as in `merge`
+
+    Returns:
+        The adapter, of a learned merge that in the working folder, and whether it had been made
+        before.
+    """
     rule, overrides = merge_rule(method), dict(settings or {})
     check_dtype(dtype)
-    check_output(Path(out), ".safetensors")
+    if out is not None:
+        check_output(out, ".safetensors")
     resolve(rule.settings, overrides, method=method)  # a wrong one is told before anything is read
     from b4m.files import read_adapter, write_adapter
     from b4m.merging.context import require_same_base
     from b4m.tracking import open_tracker
+    from b4m.train.key import cache_path
 
-    adapters = read_adapter(Path(content)), read_adapter(Path(style))
+    files = Path(content), Path(style)
+    adapters = read_adapter(files[0]), read_adapter(files[1])
     require_same_base(*adapters)
     context = merge_context(method, overrides, base, data)
     values = context.settings.model_dump()
@@ -62,10 +101,23 @@ def merge(
     recorded = {"settings": values, "base": base}
     name = f"{method}/{concepts}/s{values.get('seed', 0)}"
     with open_tracker(name, "merge", method, recorded) as tracker:
-        merged = rule.merge(*adapters, replace(context, tracker=tracker))
-        write_adapter(Path(out), merged, dtype=dtype)
-        tracker.files([Path(out)], "adapter")
-    return Path(out)
+        context = replace(context, tracker=tracker)
+        if context.loaded is None:
+            reused = False
+            merged = rule.merge(*adapters, context)
+            finished = write_adapter(_named(out, method), merged, dtype=dtype)
+        else:
+            finished = cache_path(context.workdir, _key(method, files, adapters, context))
+            reused = finished.is_file()
+            if reused:
+                tracker.tags({"b4m.reused": finished.stem})
+            else:
+                write_adapter(finished, rule.merge(*adapters, context))
+            if out is not None:
+                copy_as(finished, out, dtype)
+        if out is not None:
+            tracker.files([out], "adapter")
+    return finished, reused
 
 
 def merge_context(
@@ -87,4 +139,38 @@ def merge_context(
         loaded=model,
         data=Path(data) if str(data) else None,
         workdir=work_folder(),
+    )
+
+
+def _named(out: Path | None, method: str) -> Path:
+    if out is None:
+        raise B4MError(f"{method} is not kept in the working folder; say where to write it")
+    return out
+
+
+def _key(
+    method: str, files: Sequence[Path], adapters: Sequence["Adapter"], context: "MergeContext[Any]"
+) -> str:
+    """Hash of all that decides a learned merge: files, images, base, settings, code."""
+    from b4m.data.manifest import data_hash, read_manifest
+    from b4m.io import sha256
+    from b4m.train.key import key
+
+    concepts = adapters[0].metadata.content, adapters[1].metadata.style
+    rows = [
+        row
+        for row in read_manifest(context.folder)
+        for kind, concept in zip(("content", "style"), concepts, strict=True)
+        if row.role == "train" and row.kind == kind and concept in ("", row.concept)
+    ]
+    base = context.base
+    return key(
+        "merge",
+        method,
+        context.settings,
+        [sha256(file) for file in files],
+        data_hash(context.folder, rows),
+        [row.class_word for row in rows],
+        base.hash,
+        str(base.dtype),
     )

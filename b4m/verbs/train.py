@@ -5,10 +5,10 @@ from pathlib import Path
 
 from b4m.data.names import canonical
 from b4m.errors import B4MError
-from b4m.io import check_output, copy_whole
+from b4m.io import check_output
 from b4m.methods import training
 from b4m.settings import DEFAULT_BASE, TrainSettings, resolve
-from b4m.verbs.workspace import Values, check_dtype, load, work_folder
+from b4m.verbs.workspace import Values, check_dtype, copy_as, load, work_folder
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,35 @@ def train(
     Raises:
         B4MError: for an unknown method, kind, concept or setting, or unusable data.
     """
+    train_once(kind, data, concept, Path(out), method, base, dtype, settings)
+    return Path(out)
+
+
+def train_once(
+    kind: str,
+    data: str | Path,
+    concept: str,
+    out: Path | None,
+    method: str,
+    base: str,
+    dtype: str = "float32",
+    settings: Values = None,
+) -> tuple[Path, bool]:
+    """`train`, for callers that take the adapter from the working folder.
+
+    Args:
+        kind: as in `train`
+        data: as in `train`
+        concept: as in `train`
+        out: file to write and to record; None leaves the adapter in the working folder alone.
+        method: as in `train`
+        base: as in `train`
+        dtype: of the written file
+        settings: as in `train`
+
+    Returns:
+        The adapter in the working folder, and whether it had been made before.
+    """
     way, overrides, folder = training(method), dict(settings or {}), Path(data)
     concept = canonical(concept)
     if kind not in {"content", "style", "joint"}:
@@ -52,13 +81,14 @@ def train(
     if (kind == "joint") != (method == "joint"):
         raise B4MError(f"kind {kind} does not go with method {method}; joint goes with joint")
     check_dtype(dtype)
-    check_output(Path(out), ".safetensors")
+    if out is not None:
+        check_output(out, ".safetensors")
     check_output(work_folder() / "cache", folder=True)
     # a wrong setting is told before the base is loaded
     checked = resolve(way.settings, overrides, method=method, kind=kind)
     _check(kind, checked)
     from b4m.data.manifest import read_manifest
-    from b4m.files import read_adapter, write_adapter
+    from b4m.files import write_adapter
     from b4m.tracking import open_tracker
     from b4m.train.key import cache_path
     from b4m.train.run import Run
@@ -71,18 +101,17 @@ def train(
     with open_tracker(name, kind, method, recorded) as tracker:
         run = Run(method, kind, concept, folder, rows, model, resolved, work_folder(), tracker)
         finished = cache_path(run.workdir, run.key)
-        if finished.is_file():
+        reused = finished.is_file()
+        if reused:
             _log.info("the same training was done before, %s is reused", finished)
             tracker.tags({"b4m.reused": finished.stem})
         else:
             _log.info("training %s on %s with %d images", name, model.id, len(run.trained()))
             write_adapter(finished, way.train(run))
-        if dtype == "float32":
-            copy_whole(finished, Path(out))
-        else:
-            write_adapter(Path(out), read_adapter(finished), dtype=dtype)
-        tracker.files([Path(out)], "adapter")
-    return Path(out)
+        if out is not None:
+            copy_as(finished, out, dtype)
+            tracker.files([out], "adapter")
+    return finished, reused
 
 
 def _check(kind: str, settings: TrainSettings) -> None:

@@ -31,3 +31,13 @@ def check_dtype(dtype: str) -> None:
     """Refuse an unknown dtype before the work whose result would be written in it."""
     if dtype not in get_args(Dtype):
         raise B4MError(f"dtype {dtype!r} is unknown; choose one of {', '.join(get_args(Dtype))}")
+
+
+def copy_as(finished: Path, out: Path, dtype: str) -> Path:
+    """Copy an adapter of the working folder to `out`, with weights of this dtype."""
+    from b4m.files import read_adapter, write_adapter
+    from b4m.io import copy_whole
+
+    if dtype == "float32":
+        return copy_whole(finished, out)
+    return write_adapter(out, read_adapter(finished), dtype=dtype)
