@@ -62,7 +62,8 @@ class Jobs:
     def read(cls, file: str | Path) -> "Jobs":
         """The jobs that `write` wrote."""
         values = json.loads(Path(file).read_text(encoding="utf-8"))
-        compared = {k: tuple(v) if k != "pairing" else v for k, v in values["comparison"].items()}
+        compared: dict[str, Any] = values["comparison"]
+        lists = {k: tuple(compared[k]) for k in ("contents", "styles", "methods")}
         return cls(
             Comparison(**compared),
             Plan.from_dict(values["plan"]),

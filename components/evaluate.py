@@ -11,8 +11,9 @@ from components.image import IMAGE
 def evaluate(
     evaluator: str,
     data: dsl.Input[dsl.Dataset],
-    alone: dsl.Input[List[dsl.Dataset]],
-    merged: dsl.Input[List[dsl.Dataset]],
+    closed_form: dsl.Input[List[dsl.Dataset]],
+    learned: dsl.Input[List[dsl.Dataset]],
+    unmerged: dsl.Input[List[dsl.Dataset]],
     scores: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ):
@@ -21,16 +22,20 @@ def evaluate(
     Args:
         evaluator: Encoder that compares images: a folder, or an open_clip MODEL:WEIGHTS.
         data: Prepared images and captions, the references.
-        alone: Images of the base model and of single adapters.
-        merged: Images of the merged adapters, one set per method.
+        closed_form: Images of closed-form merges.
+        learned: Images of learned merges.
+        unmerged: Images of the base model, of single adapters, and of methods without a merge.
     """
-    from pathlib import Path
+    import math
 
     from b4m import verbs
     from b4m.evaluate.tables import mean_scores
-    from b4m.tracking import part_of
+    from b4m.jobs import sample_folders
+    from b4m.tracking import pipeline_step
 
-    with part_of(data.metadata["parent_run"]):
-        verbs.evaluate([s.path for s in alone + merged], data.path, scores.path, evaluator)
-    for name, mean in mean_scores(Path(scores.path)).items():
-        metrics.log_metric(name, mean)
+    with pipeline_step():
+        folders = sample_folders(s.path for s in closed_form + learned + unmerged)
+        written = verbs.evaluate(folders, data.path, scores.path, evaluator)
+        for name, mean in mean_scores(written).items():
+            if math.isfinite(mean):  # a server refuses the whole file for one NaN
+                metrics.log_metric(name, mean)

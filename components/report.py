@@ -1,4 +1,4 @@
-"""One page that shows pictures, scores and settings."""
+"""One page that shows images, scores and settings."""
 
 from typing import List
 
@@ -9,25 +9,37 @@ from components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def report(
-    title: str,
+    last: bool,
+    jobs: dsl.Input[dsl.Dataset],
     data: dsl.Input[dsl.Dataset],
-    alone: dsl.Input[List[dsl.Dataset]],
-    merged: dsl.Input[List[dsl.Dataset]],
+    closed_form: dsl.Input[List[dsl.Dataset]],
+    learned: dsl.Input[List[dsl.Dataset]],
+    unmerged: dsl.Input[List[dsl.Dataset]],
     scores: dsl.Input[dsl.Dataset],
     page: dsl.Output[dsl.HTML],
+    sheet: dsl.Output[dsl.Artifact],
+    outcomes: dsl.Output[dsl.Dataset],
 ):
     """Write the report, one HTML page that needs nothing beside itself.
 
     Args:
-        title: Heading of the page.
-        data: Prepared pictures and captions, shown as references.
-        alone: Pictures of the base model and of single adapters.
-        merged: Pictures of the merged adapters, one set per method.
-        scores: Scores of all pictures.
+        last: The run is done with this task.
+        jobs: All jobs of the run.
+        data: Prepared images and captions, shown as references.
+        closed_form: Images of closed-form merges.
+        learned: Images of learned merges.
+        unmerged: Images of the base model, of single adapters, and of methods without a merge.
+        scores: Scores of all images.
     """
-    from b4m import verbs
-    from b4m.tracking import part_of
+    import os
 
-    samples = [s.path for s in alone + merged]
-    with part_of(data.metadata["parent_run"], last=True):
-        verbs.report(samples, scores.path, data.path, page.path, title)
+    from b4m import verbs
+    from b4m.jobs import Jobs, sample_folders, write_table
+    from b4m.tracking import pipeline_step
+
+    samples = [s.path for s in closed_form + learned + unmerged]
+    with pipeline_step(last=last) as run:
+        title = Jobs.read(jobs.path).comparison.title
+        verbs.report(sample_folders(samples), scores.path, data.path, page.path, title)
+        os.replace(os.path.join(os.path.dirname(page.path), "contact.png"), sheet.path)
+        run.tags({"b4m.failed_jobs": str(write_table(samples, outcomes.path) or "")})

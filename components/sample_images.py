@@ -1,4 +1,4 @@
-"""Pictures drawn with one adapter, or with none."""
+"""Images generated with adapters, or with the base alone."""
 
 from typing import Dict, List
 
@@ -8,35 +8,30 @@ from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def sample(
-    which: str,
-    label: str,
+def sample_images(
+    shard: Dict,
+    bulk: bool,
     seeds: List[int],
     base: str,
-    settings: Dict,
+    jobs: dsl.Input[dsl.Dataset],
     data: dsl.Input[dsl.Dataset],
-    adapter: dsl.Input[dsl.Model],
+    adapters: dsl.Input[dsl.Model],
     samples: dsl.Output[dsl.Dataset],
 ):
-    """Draw pictures of the content in the style.
+    """Generate the images of some pairs.
 
     Args:
-        which: none for the base model, content or style for one adapter of a folder, or merged.
-        label: Name of these pictures in the report.
-        seeds: One picture per prompt and seed; every method starts from the same noise.
+        shard: Which images this task generates: those of some merges, or of some other jobs.
+        bulk: A job that fails is noted, and the next one begun.
+        seeds: One image per prompt and seed; every method starts from the same noise.
         base: Base model.
-        settings: Sampling settings by name; the rest are defaults.
-        data: Prepared pictures and captions; they give the prompts.
-        adapter: The merged adapter, or the folder of trained adapters.
+        jobs: All jobs of the run.
+        data: Prepared images and captions; they give the prompts.
+        adapters: The merged adapters, or the trained ones.
     """
-    from b4m import verbs
-    from b4m.tracking import part_of
+    from b4m.jobs import Task, sample_shard
+    from b4m.tracking import pipeline_step
 
-    alone = f"{adapter.path}/{which}-{adapter.metadata.get('alone')}.safetensors"
-    files = {"none": [], "merged": [f"{adapter.path}/adapter.safetensors"]}.get(which, [alone])
-    samples.metadata["label"] = label
-    numbers = [int(seed) for seed in seeds]
-    with part_of(data.metadata["parent_run"]):
-        verbs.sample(
-            samples.path, files, data.path, [], numbers, label, base=base, settings=settings
-        )
+    with pipeline_step():
+        task = Task.read(jobs.path, shard, base, data.path, bulk)
+        sample_shard(task, adapters.path, samples.path, seeds)

@@ -1,4 +1,5 @@
-"""Pictures of the data's way: which component feeds which. Needs kfp alone; never torch, never b4m.
+"""Pipelines: which component feeds which, and how a pipeline is planned, compiled, run, submitted.
 
-`python -m pipelines compile | run | submit`.
+Of the library only what decides without computing is imported: `b4m.plan`, `b4m.shards`,
+`b4m.settings`, `b4m.errors`; never torch.
 """

@@ -1,23 +1,11 @@
-"""One content, one style, one or several ways to merge them."""
+"""One content, one style, one or several methods."""
 
 from typing import Dict, List
 
 from kfp import dsl
 
-from components.evaluate import evaluate
-from components.merge import merge
-from components.prepare_data import prepare_data
-from components.report import report
-from components.sample import sample
-from components.shelve_adapters import shelve_adapters
-from components.train_adapter import train_adapter
-from pipelines.resources import PARALLEL, heavy, light
-
-ALONE = [
-    {"which": "none", "label": "base"},
-    {"which": "content", "label": "content only"},
-    {"which": "style", "label": "style only"},
-]
+from pipelines.resources import Amounts
+from pipelines.steps import Compared, Tasks, carry_out
 
 
 @dsl.pipeline(name="customize")
@@ -34,107 +22,45 @@ def customize(
     sample_settings: Dict = {},
     style_images: int = 5,
     partners: int = 3,
+    gpus: str = "0",
+    cpu: str = "1",
+    memory: str = "4G",
 ):
-    """Draw one content in one style.
+    """Show one content in one style.
 
-    1. Prepare the pictures of both. 2. Train an adapter of each, once per way of training that the
-    methods need. 3. Merge them, once per method. 4. Draw with every merged adapter, and for
-    comparison with each adapter alone and with the base. 5. Score. 6. Report.
+    1. Prepare the images of both. 2. Train the adapters that the methods need. 3. Merge them, once
+    per method. 4. Generate images with every method, and for comparison with each adapter alone
+    and with the base. 5. Score. 6. Report.
 
     Args:
-        content: Name of the content, the thing to draw.
-        style: Name of the style, the way to draw it.
-        methods: Merge methods; the first one is the result, the others are compared with it.
-        seeds: One picture per prompt and seed, from the same noise for every method.
+        content: Name of the content, the thing to show.
+        style: Name of the style, the way to show it.
+        methods: Methods; the first one is the result, the others are compared with it.
+        seeds: One image per prompt and seed, from the same noise for every method.
         source: Folder of an EmojiGrid, or your own folder with content/NAME and style/NAME.
         base: Base model: a folder, a hub id or a single-file checkpoint.
-        evaluator: Encoder that compares pictures: a folder, or an open_clip MODEL:WEIGHTS.
-        train_settings: Settings of training by name, for example steps or rank.
-        merge_settings: Settings of merging by name.
-        sample_settings: Settings of sampling by name.
-        style_images: How many pictures teach the style.
-        partners: How many other styles accompany the content picture while B4M learns it.
+        evaluator: Encoder that compares images: a folder, or an open_clip MODEL:WEIGHTS.
+        train_settings: Settings of training, NAME for all methods that have it, or METHOD.NAME.
+        merge_settings: Settings of merging, likewise.
+        sample_settings: Settings of sampling, likewise.
+        style_images: How many images teach the style.
+        partners: How many images of the other kind accompany B4M's training.
+        gpus: Accelerators of a task that runs the base; SDXL needs 1, the small bases none.
+        cpu: CPUs that a heavy task asks for.
+        memory: Memory that a heavy task gets; 32G suits SDXL.
     """
-    prepared = prepare_data(
-        source=source,
-        content=content,
-        style=style,
+    compared = Compared(
+        concepts={"content": content, "style": style},
         methods=methods,
+        seeds=seeds,
+        source=source,
         style_images=style_images,
         partners=partners,
-    )
-    light(prepared, "prepare data")
-    data = prepared.outputs["data"]
-
-    with dsl.ParallelFor(
-        prepared.outputs["Output"], name="trainings", parallelism=PARALLEL
-    ) as training:
-        of_content = train_adapter(
-            kind="content",
-            concept=content,
-            method=training,
-            base=base,
-            settings=train_settings,
-            data=data,
-        )
-        heavy(of_content, "train content")
-        of_style = train_adapter(
-            kind="style",
-            concept=style,
-            method=training,
-            base=base,
-            settings=train_settings,
-            data=data,
-        )
-        heavy(of_style, "train style")
-
-    shelf = shelve_adapters(
-        contents=dsl.Collected(of_content.outputs["adapter"]),
-        styles=dsl.Collected(of_style.outputs["adapter"]),
-    )
-    light(shelf, "shelve adapters")
-    adapters = shelf.outputs["adapters"]
-
-    with dsl.ParallelFor(methods, name="methods", parallelism=PARALLEL) as method:
-        merging = merge(
-            method=method, base=base, settings=merge_settings, data=data, adapters=adapters
-        )
-        heavy(merging, "merge")
-        of_merged = sample(
-            which="merged",
-            label=method,
-            seeds=seeds,
-            base=base,
-            settings=sample_settings,
-            data=data,
-            adapter=merging.outputs["merged"],
-        )
-        heavy(of_merged, "sample merged")
-
-    with dsl.ParallelFor(ALONE, name="alone", parallelism=PARALLEL) as row:
-        of_alone = sample(
-            which=row.which,
-            label=row.label,
-            seeds=seeds,
-            base=base,
-            settings=sample_settings,
-            data=data,
-            adapter=adapters,
-        )
-        heavy(of_alone, "sample alone")
-
-    scored = evaluate(
+        base=base,
         evaluator=evaluator,
-        data=data,
-        alone=dsl.Collected(of_alone.outputs["samples"]),
-        merged=dsl.Collected(of_merged.outputs["samples"]),
+        train_settings=train_settings,
+        merge_settings=merge_settings,
+        sample_settings=sample_settings,
     )
-    heavy(scored, "evaluate")
-    page = report(
-        title=f"{content} in {style}",
-        data=data,
-        alone=dsl.Collected(of_alone.outputs["samples"]),
-        merged=dsl.Collected(of_merged.outputs["samples"]),
-        scores=scored.outputs["scores"],
-    )
-    light(page, "report")
+    amounts = Amounts(gpus=gpus, cpu=cpu, memory=memory)
+    carry_out("customize", compared, Tasks(most=0, bulk=False, amounts=amounts), last=True)

@@ -2,8 +2,10 @@
 
 import builtins
 import os
+import subprocess
 import sys
 import traceback
+import uuid
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -12,12 +14,23 @@ from typing import Any, Dict, Iterator, List, Mapping
 from kfp import local
 from kfp.dsl import base_component
 
-from pipelines.results import clear, collect, missing
+from b4m.errors import B4MError
+from pipelines.pods import comparison_of
+from pipelines.results import Results, clear
 from pipelines.transcript import Task, Transcript
 
 LOG = "pipeline.log"
+RUNNERS = ("subprocess", "docker")
 # Settings of the library that containers share with this process
-PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+PASSED_ON = (
+    "B4M_KFP_RUN_ID",
+    "B4M_TRACKING",
+    "B4M_WORK",
+    "HF_HUB_OFFLINE",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_TRACKING_URI",
+    "OMP_NUM_THREADS",
+)
 
 
 def run(
@@ -36,14 +49,19 @@ def run(
 
     Returns:
         The exit status: 0 only if all results are there.
+
+    Raises:
+        B4MError: if `out` holds something else, or the parameters cannot be planned.
     """
+    defaults = {key: spec.default for key, spec in pipeline.component_spec.inputs.items()}
+    comparison = comparison_of({**defaults, **arguments})
     if out.exists() and not (out / LOG).exists() and any(out.iterdir()):
-        print(f"{out} holds something else than a run; give another folder for the results")
-        return 2
+        raise B4MError(f"{out} holds something else than a run; give another folder")
     clear(out)
     out.mkdir(parents=True, exist_ok=True)
     root = out / "pipeline"
-    _local_environment()
+    _local_environment(out)
+    _simplify(pipeline.pipeline_spec, runner)
     local.init(_runner(runner), pipeline_root=str(root), workspace_root=str(root / "workspace"))
     with (out / LOG).open("w", encoding="utf-8") as log:
         transcript = Transcript(sys.stdout, log, _display_names(pipeline))
@@ -51,22 +69,47 @@ def run(
         with _captured(transcript):
             try:
                 pipeline(**arguments)
+            except KeyboardInterrupt:
+                _end_recording("KILLED")
+                raise
             except Exception as error:  # a RuntimeError of KFP, or Docker that is not there
                 traceback.print_exc(file=log)
                 failure = f"{type(error).__name__}: {error}"
     unfinished = [task for task in transcript.tasks if task.ended is None]
     if failure or unfinished:
+        _end_recording("FAILED")
         _explain(failure, unfinished, out)
         return 1
-    methods = arguments.get("methods") or pipeline.component_spec.inputs["methods"].default
-    collect(root, out, methods[0])
-    lacking = [*missing(out), *_missing_database()]
+    results = Results(root, out, comparison)
+    results.collect()
+    lacking = [*results.missing(), *_missing_database()]
     if lacking:
         print(f"The run ended, but these results are missing: {', '.join(lacking)}")
         return 1
+    print(results.summary())
     print(f"Report: {out / 'report.html'}")
-    print("Runs:   make ui   (MLflow: parameters, losses, scores, pictures, adapters)")
+    print("Runs:   make ui   (MLflow: parameters, losses, scores, images, adapters)")
     return 0
+
+
+def _simplify(spec: Any, runner: str) -> None:
+    """Leave out what only a cluster needs.
+
+    A task that failed here would fail again; who waits wants to know now. And a process of this
+    machine must not say that it ran in an image.
+    """
+    for dag in (spec.root.dag, *(c.dag for c in spec.components.values() if c.HasField("dag"))):
+        for task in dag.tasks.values():
+            task.ClearField("retry_policy")
+    if runner == "subprocess":
+        for executor in spec.deployment_spec["executors"].values():
+            executor["container"]["env"] = []
+
+
+def _end_recording(status: str) -> None:
+    """Close the run in MLflow of which a process may have been killed."""
+    code = f"from b4m.tracking import end_pipeline; end_pipeline({status!r})"
+    subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL)
 
 
 @contextmanager
@@ -84,8 +127,9 @@ def _captured(transcript: Transcript) -> Iterator[None]:
             builtins.print = original
 
 
-def _local_environment() -> None:
+def _local_environment(out: Path) -> None:
     """Defaults for tasks on this machine; what is set already stays."""
+    os.environ["B4M_KFP_RUN_ID"] = f"{out.name}-{uuid.uuid4().hex[:12]}"
     if "MLFLOW_TRACKING_URI" not in os.environ:
         Path("runs").mkdir(exist_ok=True)
     defaults = {

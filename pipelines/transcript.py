@@ -113,8 +113,8 @@ class Transcript(io.TextIOBase):
         folder = Path(given["outputs"]["outputFile"]).parent
         values = given.get("inputs", {}).get("parameterValues", {})
         name = self._names.get(folder.name, folder.name)
-        told = [str(values[key]) for key in ("concept", "method", "label") if values.get(key)]
-        title = f"{name} ({', '.join(told)})" if told else name
+        shard = values.get("shard") or {}
+        title = f"{name} ({shard['name']})" if shard else name
         stream.task = Task(folder, title, started=time.monotonic())
         self.tasks.append(stream.task)
         self._show(f"{title} ...")

@@ -14,7 +14,7 @@ import pytest
 FLOORS = ("b4m", "components", "pipelines")
 # Packages that one part of the library may import, and nothing else may.
 ONLY_IN = {
-    "mlflow": ("b4m/tracking.py",),
+    "mlflow": ("b4m/tracking/",),
     "open_clip": ("b4m/evaluate/",),
     "diffusers": ("b4m/bases/", "b4m/testing.py"),
     "accelerate": ("b4m/train/",),
@@ -196,13 +196,14 @@ def test_components_import_only_kfp_at_module_scope() -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
-def test_pipelines_import_neither_the_library_nor_torch() -> None:
+def test_pipelines_import_of_the_library_only_what_decides_without_computing() -> None:
     standard = sys.stdlib_module_names
-    allowed = {"kfp", "components", "pipelines"}
+    allowed = {"cyclopts", "kfp", "kfp_server_api", "components", "pipelines"}
+    pure = {"b4m.errors", "b4m.io", "b4m.plan", "b4m.settings", "b4m.shards"}
     wrong = [
         i
         for i in _all_imports("pipelines")
-        if i.module.split(".")[0] not in allowed and i.module.split(".")[0] not in standard
+        if i.module not in pure and i.module.split(".")[0] not in {*allowed, *standard}
     ]
     assert not wrong, "\n".join(map(str, wrong))
 
@@ -250,11 +251,12 @@ def test_components_and_pipelines_have_few_parameters_and_short_bodies() -> None
             if not isinstance(node, ast.FunctionDef):
                 continue
             kinds = [ast.unparse(d) for d in node.decorator_list]
-            limit = 8 if any(k.startswith("dsl.component") for k in kinds) else 12
+            component = any(k.startswith("dsl.component") for k in kinds)
+            limit = 14 if component else 20  # a pipeline's are a form that people fill in
             if kinds and len(node.args.args) > limit:
                 wrong.append(f"{file}: {node.name} has {len(node.args.args)} parameters")
             body = sum((s.end_lineno or 0) - s.lineno + 1 for s in node.body[1:])
-            if limit == 8 and body > 15:
+            if component and body > 25:
                 wrong.append(f"{file}: {node.name} has a body of {body} lines")
     assert not wrong, "\n".join(wrong)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.transcript import Transcript
 
 
-def _executor_input(folder: Path, **parameters: str) -> list[str]:
+def _executor_input(folder: Path, **parameters: object) -> list[str]:
     """The lines that KFP's executor prints before a task's own."""
     given = {
         "inputs": {"parameterValues": parameters},
@@ -24,12 +24,12 @@ def _transcript(**names: str) -> tuple[Transcript, io.StringIO, io.StringIO]:
 
 
 def test_a_task_is_named_as_people_see_it_with_what_it_works_on(tmp_path: Path) -> None:
-    transcript, screen, _ = _transcript(train="train content")
-    lines = _executor_input(tmp_path / "train", concept="octopus", method="b4m")
+    transcript, screen, _ = _transcript(train="train")
+    lines = _executor_input(tmp_path / "train", shard={"name": "content-octopus-b4m"})
     print(*lines, sep="\n", file=transcript)
     print("[KFP Executor 2026 INFO]: Wrote executor output file to x.", file=transcript)
-    assert "train content (octopus, b4m) ..." in screen.getvalue()
-    assert "train content (octopus, b4m) done in" in screen.getvalue()
+    assert "train (content-octopus-b4m) ..." in screen.getvalue()
+    assert "train (content-octopus-b4m) done in" in screen.getvalue()
     assert transcript.tasks[0].ended is not None
 
 
