@@ -65,7 +65,7 @@ class Jobs:
         compared: dict[str, Any] = values["comparison"]
         lists = {k: tuple(compared[k]) for k in ("contents", "styles", "methods")}
         return cls(
-            Comparison(**compared),
+            Comparison(**lists, pairing=compared["pairing"]),
             Plan.from_dict(values["plan"]),
             JobSettings(**values["settings"]),
         )
