@@ -137,28 +137,38 @@ def _submit(
             env_var="KFP_ENDPOINT", help="address of the server; default: the Kubernetes context's"
         ),
     ] = None,
+    token: Annotated[
+        Optional[str], Parameter(env_var="KFP_TOKEN", help="bearer token", show_default=False)
+    ] = None,
+    cookies: Annotated[
+        Optional[str],
+        Parameter(env_var="KFP_COOKIES", help="cookies of a session", show_default=False),
+    ] = None,
+    ca: Annotated[
+        Optional[str],
+        Parameter(env_var="KFP_CA", help="file with the certificates that vouch for the server"),
+    ] = None,
+    insecure: Annotated[bool, Parameter(help="do not check the server's certificate")] = False,
+    server_namespace: Annotated[
+        str, Parameter(help="where the server runs, if it is found without an endpoint")
+    ] = "kubeflow",
+    namespace: Annotated[
+        Optional[str],
+        Parameter(env_var="KFP_NAMESPACE", help="yours, on servers with several users"),
+    ] = None,
     experiment: Annotated[
         str, Parameter(env_var="KFP_EXPERIMENT", help="where the server lists the run")
     ] = "b4m",
-    namespace: Annotated[
-        str, Parameter(env_var="KFP_NAMESPACE", help="of the user, on servers with several")
-    ] = "kubeflow",
     run_name: Annotated[Optional[str], Parameter(help="name of the run on the server")] = None,
+    wait: Annotated[
+        bool, Parameter(help="stay until it has ended; the exit status says how")
+    ] = False,
 ) -> int:
     """Run a pipeline on a Kubeflow Pipelines server."""
-    from pipelines.submit import submit
+    from pipelines.submit import Server, submit
 
-    print(
-        submit(
-            pipeline_of(name),
-            parameters,
-            endpoint=endpoint,
-            experiment=experiment,
-            namespace=namespace,
-            run_name=run_name,
-        )
-    )
-    return 0
+    server = Server(endpoint, token, cookies, ca, insecure, server_namespace)
+    return submit(pipeline_of(name), parameters, server, experiment, namespace, run_name, wait)
 
 
 def pipeline_of(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Run a pipeline on this machine, task by task, in processes or in Docker containers."""
 
 import builtins
+import logging
 import os
 import subprocess
 import sys
@@ -114,17 +115,20 @@ def _end_recording(status: str) -> None:
 
 @contextmanager
 def _captured(transcript: Transcript) -> Iterator[None]:
-    """All output goes to the transcript; afterwards `print` is as it was.
+    """All output goes to the transcript; afterwards `print` and the log are as they were.
 
-    KFP replaces `print` while a task runs, and forgets the original when two tasks do.
+    KFP replaces `print` while a task runs, and forgets the original when two tasks do. Its log
+    handler keeps the stream that it found.
     """
-    original = builtins.print
+    original, root = builtins.print, logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     with redirect_stdout(transcript), redirect_stderr(transcript), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # accelerator and image do not act locally: known
         try:
             yield
         finally:
             builtins.print = original
+            root.handlers[:], root.level = handlers, level
 
 
 def _local_environment(out: Path) -> None:

@@ -39,7 +39,7 @@ class Run:
 
     def __call__(self, comparison: Comparison, train: dict[str, str] = QUICK) -> "Run":
         file = self.folder / "jobs"
-        self.jobs = Jobs.of(comparison, train, {"b4m.steps": "1"}, {"steps": "1"})
+        self.jobs = Jobs.of(comparison, train, {"steps": "1"}, {"steps": "1"})
         self.jobs.write(file)
         trained = []
         for number, task in enumerate(self._tasks("trainings")):
@@ -185,7 +185,7 @@ def test_jobs_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
     jobs = Jobs.of(COMPARISON, {"b4m.rank": "4"}, {}, {"steps": "3"})
     jobs.write(tmp_path / "jobs")
     assert Jobs.read(tmp_path / "jobs") == jobs
-    assert jobs.settings.train["b4m"] == {"rank": "4"}
+    assert jobs.settings.train["b4m"] == {"b4m.rank": "4"}
     assert jobs.settings.train["lora"] == {}
 
 
