@@ -33,9 +33,11 @@ def evaluate(
     from b4m.jobs import sample_folders
     from b4m.tracking import pipeline_step
 
-    with pipeline_step():
+    with pipeline_step() as run:
         folders = sample_folders(s.path for s in closed_form + learned + unmerged)
         written = verbs.evaluate(folders, data.path, scores.path, evaluator)
-        for name, mean in mean_scores(written).items():
-            if math.isfinite(mean):  # a server refuses the whole file for one NaN
-                metrics.log_metric(name, mean)
+        # a server refuses the whole file for one NaN
+        means = {k: v for k, v in mean_scores(written).items() if math.isfinite(v)}
+        run.metrics({f"eval/{name}": mean for name, mean in means.items()})
+        for name, mean in means.items():
+            metrics.log_metric(name, mean)

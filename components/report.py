@@ -40,6 +40,9 @@ def report(
     samples = [s.path for s in closed_form + learned + unmerged]
     with pipeline_step(last=last) as run:
         title = Jobs.read(jobs.path).comparison.title
-        verbs.report(sample_folders(samples), scores.path, data.path, page.path, title)
+        folders = sample_folders(samples)
+        verbs.report(folders, scores.path, data.path, page.path, title)
         os.replace(os.path.join(os.path.dirname(page.path), "contact.png"), sheet.path)
+        if last:  # one pair; of many the report shows enough
+            run.files(folders, "images")
         run.tags({"b4m.failed_jobs": str(write_table(samples, outcomes.path) or "")})

@@ -1,4 +1,4 @@
-"""`b4m pipeline` and `python -m pipelines`: plan, compile, run or submit a pipeline.
+"""`b4m pipeline` and `python -m pipelines`: plan, compile, run or submit; bring results back.
 
 A pipeline's parameters become flags; names, defaults and help come from its definition.
 """
@@ -27,7 +27,8 @@ EXAMPLES = """Examples:
       --methods b4m direct --train-settings steps=300 b4m.rank=8
   b4m pipeline plan compare --contents octopus owl --styles openmoji
   b4m pipeline run compare --preset smoke --out runs/smoke
-  b4m pipeline submit customize --endpoint http://localhost:8080
+  b4m pipeline submit customize --endpoint http://localhost:8080 --wait
+  b4m pipeline results RUN --out runs/from-the-cluster
 """
 Action = Callable[..., int]
 
@@ -64,7 +65,7 @@ def application(selected: str = "") -> App:
     """
     app = App(
         name="b4m pipeline",
-        help="Plan, compile, run or submit a pipeline.",
+        help="Plan, compile, run or submit a pipeline, and bring back results.",
         help_format="plaintext",
         help_epilogue=EXAMPLES,
         version_flags=(),
@@ -78,6 +79,7 @@ def application(selected: str = "") -> App:
             command = _command(action, name) if name == selected else _unused
             commands.command(command, name=name, help=text)
         app.command(commands)
+    app.command(_results, name="results", sort_key=9)
     return app
 
 
@@ -169,6 +171,19 @@ def _submit(
 
     server = Server(endpoint, token, cookies, ca, insecure, server_namespace)
     return submit(pipeline_of(name), parameters, server, experiment, namespace, run_name, wait)
+
+
+def _results(
+    run: Annotated[str, Parameter(help="id of the run, as submit prints it")],
+    *,
+    out: Annotated[Optional[Path], Parameter(help="folder to write (default: runs/RUN)")] = None,
+) -> int:
+    """Bring back report, scores, images and adapters of a run, from MLflow."""
+    from b4m.tracking import fetch
+
+    for file in fetch(run, out or Path("runs") / run):
+        print(file)
+    return 0
 
 
 def pipeline_of(name: str) -> Any:

@@ -3,7 +3,6 @@
 import builtins
 import logging
 import os
-import subprocess
 import sys
 import traceback
 import uuid
@@ -16,6 +15,7 @@ from kfp import local
 from kfp.dsl import base_component
 
 from b4m.errors import B4MError
+from b4m.tracking import end_pipeline
 from pipelines.pods import comparison_of
 from pipelines.results import Results, clear
 from pipelines.transcript import Task, Transcript
@@ -71,14 +71,14 @@ def run(
             try:
                 pipeline(**arguments)
             except KeyboardInterrupt:
-                _end_recording("KILLED")
+                end_pipeline("KILLED")
                 raise
             except Exception as error:  # a RuntimeError of KFP, or Docker that is not there
                 traceback.print_exc(file=log)
                 failure = f"{type(error).__name__}: {error}"
     unfinished = [task for task in transcript.tasks if task.ended is None]
     if failure or unfinished:
-        _end_recording("FAILED")
+        end_pipeline("FAILED")  # of a process that was killed, the run is open
         _explain(failure, unfinished, out)
         return 1
     results = Results(root, out, comparison)
@@ -105,12 +105,6 @@ def _simplify(spec: Any, runner: str) -> None:
     if runner == "subprocess":
         for executor in spec.deployment_spec["executors"].values():
             executor["container"]["env"] = []
-
-
-def _end_recording(status: str) -> None:
-    """Close the run in MLflow of which a process may have been killed."""
-    code = f"from b4m.tracking import end_pipeline; end_pipeline({status!r})"
-    subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from b4m import tracking
+from b4m.errors import B4MError
 from b4m.plan import MergeJob
 
 CHILD = """
@@ -188,13 +189,13 @@ def test_a_parent_that_two_servers_made_is_the_earlier_one(
     monkeypatch.setenv("B4M_KFP_RUN_ID", "run-1")
     with tracking.pipeline_step() as first:
         pass
-    look = tracking._of_pipeline
+    look = tracking.pipeline.parents_of
     seen: list[list[object]] = [[]]  # the second step looks before the first one has made it
 
     def late(*given: object) -> list[object]:
         return seen.pop() if seen else look(*given)
 
-    monkeypatch.setattr(tracking, "_of_pipeline", late)
+    monkeypatch.setattr(tracking.pipeline, "parents_of", late)
     with tracking.pipeline_step() as second:
         pass
     assert second.run_id == first.run_id
@@ -213,6 +214,43 @@ def test_a_run_whose_processes_were_killed_can_be_closed(
         pass
     tracking.end_pipeline("KILLED")  # nothing is open any more
     assert client(store).get_run(parent.run_id).info.status == "FINISHED"
+
+
+def test_results_come_back_by_the_pipeline_runs_id(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(name: str) -> Path:
+        path = tmp_path / "made" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+        return path
+
+    monkeypatch.setenv("B4M_KFP_RUN_ID", "run-1")
+    with tracking.pipeline_step("customize/cat+ink") as parent:
+        parent.files([write("b4m-0.png")], "images")
+        for stage, name, file, folder in (
+            ("content", "lora/cat/s0", "content-cat-lora.safetensors", "adapter"),
+            ("merge", "svd/cat+ink/s0", "merged-cat+ink-svd.safetensors", "adapter"),
+            ("evaluate", "evaluate", "scores.csv", "scores"),
+            ("report", "report", "report.html", "report"),
+        ):
+            with tracking.open_tracker(name, stage) as run:
+                run.files([write(file)], folder)
+    monkeypatch.setenv("B4M_KFP_RUN_ID", "run-2")
+    with tracking.pipeline_step(), tracking.open_tracker("report", "report") as other:
+        other.files([write("other.html")], "report")
+    files = tracking.fetch("run-1", tmp_path / "back")
+    assert [path.relative_to(tmp_path / "back").as_posix() for path in files] == [
+        "adapters/lora-cat-s0.safetensors",
+        "adapters/svd-cat+ink-s0.safetensors",
+        "images/b4m-0.png",
+        "report/report.html",
+        "scores/scores.csv",
+    ]
+    assert files[0].read_text() == "content-cat-lora.safetensors"
+    with pytest.raises(B4MError, match="knows no pipeline run 'run-3'"):
+        tracking.fetch("run-3", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_what_would_be_thousands_of_runs_is_not_recorded(

@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from b4m.data.dvc import data_md5
+from b4m.errors import B4MError
 from b4m.tracking.tracker import LONGEST_TAG, MLflowTracker, NullTracker, Tracker, cut, warn
 from b4m.version import git_commit
 
 EXPERIMENT = "b4m"
+PARENT: ContextVar[str] = ContextVar("parent", default="")
 RECORDED: ContextVar[bool] = ContextVar("recorded", default=True)
 _OURS = ("TRACKING_URI", "EXPERIMENT_NAME", "TRACKING_USERNAME", "TRACKING_PASSWORD")
 _REACH_S = 5.0
@@ -41,6 +43,33 @@ def guarded(start: Callable[[Any, str], Tracker]) -> Tracker:
     except Exception as error:  # whatever MLflow, SQLAlchemy or requests raise
         warn(error)
         return NullTracker()
+
+
+def connect() -> tuple[Any, str]:
+    """A client of MLflow and its address, for those who cannot do without.
+
+    Raises:
+        B4MError: if it cannot be reached.
+    """
+    _prepare_environment()
+    uri = tracking_uri()
+    try:
+        _reach(uri)
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=uri), uri
+    except Exception as error:  # whatever MLflow, SQLAlchemy or requests raise
+        raise B4MError(f"MLflow at {uri} cannot be reached: {error}") from error
+
+
+@contextmanager
+def children_of(parent: str) -> Iterator[None]:
+    """Runs opened inside are children of this run; "" changes nothing."""
+    token = PARENT.set(parent or PARENT.get())
+    try:
+        yield
+    finally:
+        PARENT.reset(token)
 
 
 def _prepare_environment() -> None:
