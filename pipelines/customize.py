@@ -22,6 +22,7 @@ def customize(
     sample_settings: Dict = {},
     style_images: int = 5,
     partners: int = 3,
+    tasks: int = 0,
     gpus: str = "0",
     cpu: str = "1",
     memory: str = "4G",
@@ -45,6 +46,7 @@ def customize(
         sample_settings: Settings of sampling, likewise.
         style_images: How many images teach the style.
         partners: How many images of the other kind accompany B4M's training.
+        tasks: Most tasks of a kind of jobs; 0 gives each job its own.
         gpus: Accelerators of a task that runs the base; SDXL needs 1, the small bases none.
         cpu: CPUs that a heavy task asks for.
         memory: Memory that a heavy task gets; 32G suits SDXL.
@@ -63,4 +65,4 @@ def customize(
         sample_settings=sample_settings,
     )
     amounts = Amounts(gpus=gpus, cpu=cpu, memory=memory)
-    carry_out("customize", compared, Tasks(most=0, bulk=False, amounts=amounts), last=True)
+    carry_out("customize", compared, Tasks(most=tasks, bulk=False, amounts=amounts), last=True)

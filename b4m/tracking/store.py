@@ -18,7 +18,12 @@ from b4m.version import git_commit
 EXPERIMENT = "b4m"
 PARENT: ContextVar[str] = ContextVar("parent", default="")
 RECORDED: ContextVar[bool] = ContextVar("recorded", default=True)
-_OURS = ("TRACKING_URI", "EXPERIMENT_NAME", "TRACKING_USERNAME", "TRACKING_PASSWORD")
+_OURS = (
+    "B4M_MLFLOW_TRACKING_URI",
+    "B4M_MLFLOW_EXPERIMENT_NAME",
+    "B4M_MLFLOW_TRACKING_USERNAME",
+    "B4M_MLFLOW_TRACKING_PASSWORD",
+)
 _REACH_S = 5.0
 
 
@@ -76,9 +81,8 @@ def _prepare_environment() -> None:
     """What MLflow reads from the environment alone, before it is imported."""
     if not os.environ.get("MLFLOW_RUN_ID"):  # a platform's run lies where the platform says
         for name in _OURS:
-            ours = os.environ.get(f"B4M_MLFLOW_{name}", "")
-            if ours:
-                os.environ.setdefault(f"MLFLOW_{name}", ours)
+            if os.environ.get(name):
+                os.environ.setdefault(name.removeprefix("B4M_"), os.environ[name])
     # A dead server must cost seconds, not the default four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

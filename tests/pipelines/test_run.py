@@ -109,7 +109,7 @@ def test_customize_runs_from_own_pictures_to_the_report(
         "customize",
         *("--source", str(own_pictures), "--content", "cat", "--style", "ink"),
         *("--base", str(tiny_base), "--evaluator", str(tiny_evaluator)),
-        *("--methods", "b4m", "klora", "joint", "--seeds", "0", "1"),
+        *("--methods", "b4m", "klora", "joint", "--seeds", "0", "1", "--tasks", "1"),
         *("--train-settings", "steps=2", "rank=4", "--merge-settings", "b4m.steps=2"),
         *("--sample-settings", "steps=2"),
         MLFLOW_TRACKING_URI=f"sqlite:///{database}",
