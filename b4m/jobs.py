@@ -313,11 +313,12 @@ def _samples(task: Task, job: SampleJob, files: Sequence[Path], seeds: Sequence[
     from b4m.train.key import key
 
     values = task.jobs.settings.sample[job.combine]
-    base = load(task.base, values)
+    chosen = settings_of(job.combine)
+    base = load(task.base, resolve(chosen, values, method=job.combine))
     digest = key(
         "sample",
         asdict(job),
-        resolve(settings_of(job.combine), values, base.recipe.get("sample"), job.combine),
+        resolve(chosen, values, base.recipe.get("sample"), job.combine),
         seeds,
         [sha256(file) for file in files],
         base.hash,

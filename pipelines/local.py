@@ -15,7 +15,7 @@ from kfp import local
 from kfp.dsl import base_component
 
 from b4m.errors import B4MError
-from b4m.tracking import end_pipeline
+from b4m.tracking import end_pipeline, tracking_uri
 from pipelines.pods import comparison_of
 from pipelines.results import Results, clear
 from pipelines.transcript import Task, Transcript
@@ -131,7 +131,7 @@ def _local_environment(out: Path) -> None:
     if "MLFLOW_TRACKING_URI" not in os.environ:
         Path("runs").mkdir(exist_ok=True)
     defaults = {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{Path('runs/mlflow.db').resolve()}",
+        "MLFLOW_TRACKING_URI": tracking_uri(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # two tasks run beside each other, so each gets its share of the cores
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2)),

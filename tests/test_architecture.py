@@ -37,6 +37,7 @@ BELOW: dict[str, set[str]] = {
     "merging": {*_SURFACE, "adapters", "bases", "files", "data", "train"},
     "methods": {*_SURFACE, "adapters", "bases", "files", "data", "train", "merging"},
     "plan": {*_SURFACE, "methods"},
+    "shards": {*_SURFACE, "plan"},
     "evaluate": {*_SURFACE, "data"},
     "report": {*_SURFACE, "data", "methods", "plan", "evaluate"},
     "tracking": {*_SURFACE, "data"},
@@ -44,6 +45,7 @@ BELOW: dict[str, set[str]] = {
 }
 BELOW["verbs"] = {*BELOW} - {"testing"}
 BELOW["api"] = {*BELOW["verbs"], "verbs"}
+BELOW["jobs"] = {*BELOW["verbs"], "verbs"}
 BELOW["cli"] = {*BELOW["api"], "api"}
 BELOW["mini"] = {*BELOW}  # on its way out of the library
 

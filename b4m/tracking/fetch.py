@@ -1,11 +1,13 @@
 """Bring back what a pipeline run left in MLflow."""
 
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from b4m.errors import B4MError
+from b4m.io import copy_whole
 from b4m.tracking.pipeline import parents_of
 from b4m.tracking.store import connect, experiment_of
 
@@ -51,13 +53,11 @@ def _download(client: Any, run: Any, folder: str, out: Path) -> None:
     if folder != "adapter":
         client.download_artifacts(run.info.run_id, folder, str(out))
         return
-    target = out / "adapters"
-    target.mkdir(exist_ok=True)
     name = re.sub(r"[^\w+-]", "-", run.info.run_name)
-    for listed in client.list_artifacts(run.info.run_id, folder):
-        file = Path(client.download_artifacts(run.info.run_id, listed.path, str(target)))
-        file.replace(target / f"{name}{file.suffix}")
-    (target / folder).rmdir()
+    with tempfile.TemporaryDirectory() as scratch:
+        for listed in client.list_artifacts(run.info.run_id, folder):
+            file = Path(client.download_artifacts(run.info.run_id, listed.path, scratch))
+            copy_whole(file, out / "adapters" / f"{name}{file.suffix}")
 
 
 def _children(client: Any, parent: Any) -> Iterator[Any]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from b4m.data.dvc import data_md5
@@ -30,7 +30,10 @@ _REACH_S = 5.0
 def tracking_uri() -> str:
     """Where runs go: `MLFLOW_TRACKING_URI`, or runs/mlflow.db below the working directory."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return given or f"sqlite:///{Path('runs/mlflow.db').resolve()}"
+    path = str(Path("runs/mlflow.db").resolve())
+    if unquote(path) != path or "?" in path:
+        path = "runs/mlflow.db"  # MLflow reads an address quoted here and unquoted there
+    return given or f"sqlite:///{path}"
 
 
 def guarded(start: Callable[[Any, str], Tracker]) -> Tracker:
@@ -159,7 +162,9 @@ def _alone(uri: str) -> Iterator[None]:
 def _database(uri: str) -> Path | None:
     """File of a SQLite address, else None."""
     address = uri.partition("?")[0]
-    return Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:///") else None
+    if not address.startswith("sqlite:///"):
+        return None
+    return Path(unquote(address.removeprefix("sqlite:///")))
 
 
 def _reach(uri: str) -> None:
