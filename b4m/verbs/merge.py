@@ -28,7 +28,7 @@ def merge(
     """Make one adapter of a content adapter and a style adapter.
 
     The result is always one ordinary LoRA file. Files of other tools are read too (kohya, PEFT,
-    ComfyUI), of any rank and alpha.
+    ComfyUI), of any rank and alpha, and by methods that do not learn those of any base.
 
     Args:
         content: content adapter
@@ -49,19 +49,19 @@ def merge(
     rule, overrides = merge_rule(method), dict(settings or {})
     check_output(Path(out), ".safetensors")
     resolve(rule.settings, overrides, method=method)  # a wrong one is told before anything is read
-    from b4m.files import read_adapter, write_adapter
+    from b4m.files import read_together, write_adapter
     from b4m.merging.context import require_same_base
     from b4m.tracking import open_tracker
 
-    adapters = read_adapter(Path(content)), read_adapter(Path(style))
-    require_same_base(*adapters)
+    first, second = read_together([content, style])
+    require_same_base(first, second)
     context = merge_context(method, overrides, base, data)
     values = context.settings.model_dump()
-    concepts = "+".join(adapter.metadata.concept or "?" for adapter in adapters)
+    concepts = "+".join(adapter.metadata.concept or "?" for adapter in (first, second))
     recorded = {"settings": values, "base": base}
     name = f"{method}/{concepts}/s{values.get('seed', 0)}"
     with open_tracker(name, "merge", method, recorded) as tracker:
-        merged = rule.merge(*adapters, replace(context, tracker=tracker))
+        merged = rule.merge(first, second, replace(context, tracker=tracker))
         write_adapter(Path(out), merged, dtype=dtype)
         tracker.files([Path(out)], "adapter")
     return Path(out)
