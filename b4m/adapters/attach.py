@@ -1,5 +1,8 @@
 """Put deltas onto the linears of a model, by forward hooks: y <- y + delta(x).
 
+A convolution is a linear of the patches that its kernel sees, so a delta of in = channels x kernel
+fits it as well.
+
 Weights of the base are never touched and no dense dW is formed, so a set of deltas can be taken
 off, exchanged or trained at any time, and one model serves every method.
 """
@@ -42,7 +45,8 @@ class AdaptedModel(nn.Module):
 
     def add(self, name: str, deltas: Mapping[str, nn.Module]) -> None:
         """Add (or replace) a named set of deltas; `use` puts it to work."""
-        linears = {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+        kinds = (nn.Linear, nn.Conv2d)
+        linears = {n: m for n, m in self.model.named_modules() if isinstance(m, kinds)}
         unknown = [layer for layer in deltas if layer not in linears]
         if unknown:
             raise B4MError(
@@ -92,14 +96,29 @@ class AdaptedModel(nn.Module):
             deltas = self._set(self.active)
             if key not in deltas:
                 return output
+            if isinstance(module, nn.Conv2d):
+                y_BLO = deltas[key](_patches(module, inputs[0]))
+                return output + y_BLO.mT.reshape(output.shape).to(output.dtype)
             return output + deltas[key](inputs[0]).to(output.dtype)
 
         return add_delta
 
 
-def _check_shape(layer: str, linear: nn.Linear, delta: nn.Module) -> None:
+def _patches(convolution: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
+    """What the kernel sees at each of L places, channel by channel: B x L x (C kernel)."""
+    assert not isinstance(convolution.padding, str), "diffusers' models give paddings as numbers"
+    return nn.functional.unfold(
+        x_BCHW,
+        convolution.kernel_size,
+        convolution.dilation,
+        convolution.padding,
+        convolution.stride,
+    ).mT
+
+
+def _check_shape(layer: str, linear: nn.Linear | nn.Conv2d, delta: nn.Module) -> None:
     shape = (getattr(delta, "out_features", None), getattr(delta, "in_features", None))
-    expected = (linear.out_features, linear.in_features)
+    expected = tuple(linear.weight.flatten(1).shape)
     if shape != (None, None) and shape != expected:
         raise B4MError(
             f"{layer} is {expected[0]} x {expected[1]} in this base and {shape[0]} x {shape[1]} in "

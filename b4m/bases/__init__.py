@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from b4m.errors import B4MError
 from b4m.extras import needs
 
 if TYPE_CHECKING:
+    from b4m.adapters.lowrank import LowRank
     from b4m.bases.base import Base
 
 FAMILIES = {"sdxl": "b4m.bases.sdxl"}
@@ -34,29 +35,23 @@ _log = logging.getLogger(__name__)
 _SINGLE_FILE = "sdxl"  # a single-file checkpoint does not say what it is
 
 
-def families(first: str = "") -> list[Family]:
-    """The tables of every family, the one of the name `first` before the others."""
-    every: list[Family] = [
-        import_module(f"{package}.family").FAMILY for package in FAMILIES.values()
-    ]
-    return sorted(every, key=lambda family: family.name != first)
+def families() -> list[Family]:
+    """The tables of every family that can be loaded."""
+    return [import_module(f"{package}.family").FAMILY for package in FAMILIES.values()]
 
 
-def family_of(layers: Iterable[str], declared: str = "") -> Family | None:
-    """The family whose denoiser has most of these linears; None if no known one has any.
+def family_of(layers: Mapping[str, LowRank], declared: str = "") -> Family | None:
+    """The family that a denoiser's layers are of, see `bases.recognition`; None without layers.
 
     Args:
-        layers: module paths.
+        layers: pair by name, as an adapter holds them.
         declared: name of the family that the adapter says it is of, which decides between families
-            that have equally many: transformers of several makers name their linears alike.
+            that fit equally well.
     """
-    names = list(layers)
+    from b4m.bases.recognition import recognise
 
-    def count(family: Family) -> int:
-        return sum(family.known(family.denoiser, name) for name in names)
-
-    nearest = max(families(declared), key=count)
-    return nearest if count(nearest) else None
+    shapes = {name: (pair.out_features, pair.in_features) for name, pair in layers.items()}
+    return recognise(shapes, declared)[0] if shapes else None
 
 
 def load_base(base: str, device: str = "auto", dtype: str = "auto") -> Base:

@@ -5,6 +5,7 @@ Pure tables and rules: names of layers, their groups and roles. Loading is `Base
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
@@ -26,6 +27,8 @@ class Family(ABC):
             {} where no method has found any.
         file_header: entries that tools expect in the header of an adapter file of this family.
         kohya_header: further ones that sd-scripts writes.
+        widths: inputs that layers of the models that people use have, by a pattern of their names.
+        words: what headers call it, lower case.
     """
 
     name: ClassVar[str]
@@ -36,6 +39,8 @@ class Family(ABC):
     block_groups: ClassVar[Mapping[str, str]] = {}
     file_header: ClassVar[Mapping[str, str]] = {}
     kohya_header: ClassVar[Mapping[str, str]] = {}
+    widths: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    words: ClassVar[tuple[str, ...]] = ()
 
     @property
     def denoiser(self) -> str:
@@ -64,6 +69,43 @@ class Family(ABC):
         "" where no prior is known, which is the default.
         """
         return ""
+
+    def address(self, stem: str) -> tuple[str, str, str] | None:
+        """Network, module path and tool's style of a layer by its name in a file; None if unknown.
+
+        Args:
+            stem: the name of a tensor without its ending, see `b4m.files.keys`.
+        """
+        for beginning, (network, style) in self.beginnings.items():
+            if stem.startswith(beginning):
+                module = self.module(network, stem[len(beginning) :])
+                return (network, module, style) if module else None
+        return None
+
+    def knows(self, stem: str) -> bool:
+        """Whether this is the name of a layer, in any tool's file."""
+        return self.address(stem) is not None
+
+    def evidence(self, shapes: Mapping[str, tuple[int, int]]) -> int | None:
+        """How many layers have a size that tells this family; None if a size rules it out.
+
+        Args:
+            shapes: outputs and inputs by stem.
+        """
+        return sum(
+            columns in allowed
+            for stem, (_, columns) in shapes.items()
+            for pattern, allowed in self.widths.items()
+            if re.search(pattern, stem)
+        )
+
+    def comfyui_stem(self, network: str, module: str) -> str:
+        """The dotted name of a module in ComfyUI's files."""
+        return f"diffusion_model.{module}" if network == self.denoiser else f"{network}.{module}"
+
+    def kernel(self, network: str, module: str) -> tuple[int, ...]:
+        """Kernel of a convolution; () for a linear."""
+        return ()
 
     def known(self, network: str, module: str) -> bool:
         """Whether this is the name of a linear that adapters may address."""

@@ -2,6 +2,7 @@
 
 from b4m.files.describe import describe
 from b4m.files.read import read_adapter
-from b4m.files.write import write_adapter
+from b4m.files.translate import read_together
+from b4m.files.write import with_rank, write_adapter
 
-__all__ = ["describe", "read_adapter", "write_adapter"]
+__all__ = ["describe", "read_adapter", "read_together", "with_rank", "write_adapter"]

@@ -1,87 +1,310 @@
-"""Read the adapter files of every tool, strictly.
+"""Read the adapter files of every tool, of every base, strictly.
 
-An adapter is one safetensors file that stands alone: pairs by module path, alpha folded into up
+An adapter is one safetensors file that stands alone: pairs by layer, alpha folded into up
 (up <- alpha / rank up), and a header that says what it is. Reading refuses what it does not fully
 understand and names it: other tools load such files with parts missing, silently
-(huggingface/diffusers#9291, #11790). Tensors are read as float32 at least.
+(huggingface/diffusers#9291, #11790). Tensors are read as float32 at least, one layer at a time.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
-from b4m.bases import families
 from b4m.bases.family import Family
+from b4m.bases.named import NamedFamily, split
+from b4m.bases.recognition import recognise
 from b4m.errors import B4MError
-from b4m.files import keys
+from b4m.files import keys, kinds
+from b4m.files.scales import Scales
 
 Address = tuple[str, str]  # network and module path
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PEFT_CONFIG = "adapter_config.json"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class AdapterFile:
-    """What a file holds.
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a file.
+
+    Attributes:
+        stem: its name in the file.
+        kind: "LoRA", "LoHa" or "LoKr".
+        parts: names of its tensors by part.
+        shapes: their shapes.
+        style: the style of names that their endings tell, or "".
+    """
+
+    stem: str
+    kind: str
+    parts: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    style: str
+
+
+class Contents:
+    """A safetensors file: its header and the shapes of its tensors, whose numbers are read later.
 
     Attributes:
         path: the file.
-        family: the base models that its names belong to.
-        style: the tool's style of names, see `b4m.files.keys`.
-        pairs: by network and module path, alpha folded in.
         header: as it stands in the file.
+        tensors: shape and number format ("F32") by name.
+
+    Raises:
+        B4MError: if it is damaged.
     """
 
-    path: Path
-    family: Family
-    style: str
-    pairs: Mapping[Address, LowRank]
-    header: Mapping[str, str]
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+            self.header: dict[str, str] = dict(self._file.metadata() or {})
+            slices = {name: self._file.get_slice(name) for name in self._file.keys()}
+            self.tensors = {
+                n: (tuple(s.get_shape()), str(s.get_dtype())) for n, s in slices.items()
+            }
+        except (SafetensorError, OSError) as error:
+            raise B4MError(f"{path} is damaged or not a safetensors file ({error})") from None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor."""
+        try:
+            found: torch.Tensor = self._file.get_tensor(name)
+        except (SafetensorError, RuntimeError) as error:
+            raise B4MError(f"{self.path}: {name} cannot be read ({error})") from None
+        return found
+
+
+class AdapterFile:
+    """What a file holds; pairs are read when they are asked for.
+
+    Attributes:
+        path: the file.
+        header: as it stands in the file.
+        families: families of base models that its names and sizes fit, the best one first.
+        style: the tool's style of names, see `b4m.files.keys`.
+        layers: by network and module path, sorted.
+        lost: share of the energy that was cut from a layer when it was read, where any was.
+
+    Args:
+        contents: the file.
+        drop: names of layers to leave out, see `read_adapter`.
+        rank: largest rank of a layer, 0 for any; see `read_adapter`.
+    """
+
+    def __init__(self, contents: Contents, drop: Sequence[str] = (), rank: int = 0) -> None:
+        self.path, self.header = contents.path, contents.header
+        self.rank = rank
+        self.style = ""
+        self.lost: dict[Address, float] = {}
+        self._contents = contents
+        self._found = self._layers(_without(self.path, list(contents.tensors), drop))
+        sizes = {layer.stem: kinds.size(layer.kind, layer.shapes) for layer in self._found}
+        declared = Metadata.from_header(self.header).family
+        words = f"{self.header.get('ss_base_model_version', '')} "
+        words += self.header.get("modelspec.architecture", "")
+        self.families = recognise(sizes, declared, words.lower())
+        self.layers = self._addressed(self.family)
+
+    @property
+    def family(self) -> Family:
+        """The family of base models that fits best."""
+        return self.families[0]
+
+    def pair(self, address: Address) -> LowRank:
+        """One layer in float32 or better, with alpha / rank in up.
+
+        Raises:
+            B4MError: for a number format that is not read, a pair that is none, or numbers that are
+                not finite.
+        """
+        layer, where = self.layers[address], f"{self.path}, {'.'.join(filter(None, address))}"
+        parts = {part: self._contents.tensor(name) for part, name in layer.parts.items()}
+        alpha = parts.pop("alpha", None)
+        dtypes = {tensor.dtype for tensor in parts.values()}
+        if not dtypes <= {torch.float64, *DTYPES.values()}:
+            raise B4MError(
+                f"{where} is stored as {', '.join(map(str, dtypes))}; convert it to float16"
+            )
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        try:
+            factors = {name: tensor.to(dtype) for name, tensor in parts.items()}
+            pair, lost = kinds.pair(layer.kind, factors, self.rank)
+        except (B4MError, RuntimeError) as error:
+            raise B4MError(f"{where}: {str(error).splitlines()[0]}") from None
+        if lost:
+            self.lost[address] = lost
+        if pair.rank == 0:
+            raise B4MError(f"{where} has rank 0")
+        inner = kinds.inner_size(layer.kind, layer.shapes)
+        pair = pair.scale(self._scale(address, inner, alpha, where))
+        check_finite({address: pair}, self.path, torch.float32)
+        return pair
+
+    def pairs(self) -> Iterator[tuple[Address, LowRank]]:
+        """Every layer, one at a time."""
+        return ((address, self.pair(address)) for address in self.layers)
+
+    def choose(self, family: Family) -> None:
+        """Take the file as one of this family, which is one of those that it fits."""
+        if family.name != self.family.name:
+            self.families = [family]
+            self.layers = self._addressed(family)
 
     def adapter(self) -> Adapter:
-        """The adapter."""
-        denoiser = self.family.denoiser
-        return Adapter(
-            layers={name: pair for (net, name), pair in self.pairs.items() if net == denoiser},
-            metadata=Metadata.from_header(self.header),
-            text_layers={
-                f"{net}.{name}": pair for (net, name), pair in self.pairs.items() if net != denoiser
-            },
-        )
+        """The adapter, whole."""
+        metadata = Metadata.from_header(self.header)
+        if isinstance(self.family, NamedFamily):
+            metadata = replace(metadata, family=metadata.family or self.family.name)
+        layers: dict[str, LowRank] = {}
+        text: dict[str, LowRank] = {}
+        for (network, module), pair in self.pairs():
+            if network == self.family.denoiser:
+                layers[module] = pair
+            else:
+                text[f"{network}.{module}"] = pair
+        return Adapter(layers, metadata, text)
+
+    def _layers(self, names: Sequence[str]) -> list[Layer]:
+        """Layers by their names in the file, complete."""
+        file = self.path
+        for pattern, what in keys.FOREIGN.items():
+            marked = [name for name in names if re.search(pattern, name)]
+            if marked:
+                raise B4MError(
+                    f"{file} is {what}, not plain low-rank pairs, in {len(marked)} tensors: "
+                    f"{few(marked)}; they can be left out with --drop"
+                )
+        if not names:
+            raise B4MError(f"{file} holds no tensors")
+        parsed = {name: keys.parse(name) for name in names}
+        unknown = [name for name, key in parsed.items() if key is None]
+        if unknown:
+            raise B4MError(
+                f"{file} has {len(unknown)} names (of {len(names)}) that are not parts of low-rank "
+                f"pairs: {few(unknown)}; they can be left out with --drop"
+            )
+        slots: dict[str, dict[str, str]] = {}
+        styles: dict[str, str] = {}
+        for name, key in parsed.items():
+            assert key is not None
+            styles[key.stem] = styles.get(key.stem, "") or key.style
+            slot = slots.setdefault(key.stem, {})
+            if key.part in slot:
+                raise B4MError(f"{file} holds {key.part} of {key.stem} twice, also as {name}")
+            slot[key.part] = name
+        halves = [stem for stem, slot in slots.items() if keys.kind_of(slot) is None]
+        if halves:
+            raise B4MError(
+                f"{file} has up without down, or down without up, or another part of a layer "
+                f"without the rest, for {few(halves)}"
+            )
+        shapes = {name: self._contents.tensors[name][0] for name in names}
+        flat = [
+            n for n, key in parsed.items() if key and key.part != "alpha" and len(shapes[n]) < 2
+        ]
+        if flat:
+            raise B4MError(f"{file} has factors that are not matrices: {few(flat)}")
+        return [
+            Layer(
+                stem,
+                str(keys.kind_of(slot)),
+                slot,
+                {part: shapes[name] for part, name in slot.items()},
+                styles[stem],
+            )
+            for stem, slot in slots.items()
+        ]
+
+    def _addressed(self, family: Family) -> dict[Address, Layer]:
+        """Layers by address in this family, and what follows from the style of their names."""
+        layers = self._found
+        found: dict[Address, Layer] = {}
+        unknown = []
+        styles: Counter[str] = Counter()
+        for layer in layers:
+            address = family.address(layer.stem)
+            if address is None:
+                unknown.append(layer.stem)
+                continue
+            network, module, style = address
+            styles[style or layer.style] += 1
+            kernel = kinds.kernel(layer.kind, layer.shapes)
+            known = family.kernel(network, module)
+            if isinstance(family, NamedFamily):
+                kernel = known if kernel is None else kernel
+                module += "@" + "x".join(map(str, kernel)) if kernel else ""
+            elif kernel is not None and math.prod(kernel) != math.prod(known):
+                raise B4MError(
+                    f"{self.path}, {module}: the kernel is {kernel or 'none'} and not "
+                    f"{known or 'none'} as in {family.title}"
+                )
+            if (network, module) in found:
+                other = found[network, module].stem
+                raise B4MError(f"{self.path} holds {module} twice, as {other} and as {layer.stem}")
+            found[network, module] = layer
+        if unknown:
+            raise B4MError(
+                f"{self.path} has {len(unknown)} layers (of {len(layers)}) that are not layers of "
+                f"{family.title}: {few(unknown)}; they can be left out with --drop"
+            )
+        self.style = styles.most_common(1)[0][0]
+        root = family.root if isinstance(family, NamedFamily) else family.denoiser
+        self._scales = Scales(self.path, self.style, self.header, root)
+        return dict(sorted(found.items()))
+
+    def _scale(self, address: Address, inner: int | None, alpha: Any, where: str) -> float:
+        if alpha is not None:
+            if inner is None:
+                return 1.0
+            if alpha.numel() != 1 or alpha.dtype == torch.bool:
+                raise B4MError(f"{where}: alpha is {tuple(alpha.shape)} and not one number")
+            return float(alpha) / inner
+        network, module = address
+        if isinstance(self.family, NamedFamily):
+            module = module.partition("@")[0]
+            if network:  # a text encoder's: its name begins with the network's
+                network, _, module = module.partition(".")
+            else:
+                network, module = self.family.root, split(module)[1]
+        return self._scales.scale(network, module, inner)
 
 
-def read_adapter(path: str | Path) -> Adapter:
-    """Read an adapter in the key style of diffusers, PEFT, kohya (sd-scripts) or ComfyUI.
+def read_adapter(path: str | Path, drop: Sequence[str] = (), rank: int = 0) -> Adapter:
+    """Read an adapter in the names of diffusers, PEFT, kohya (sd-scripts) or ComfyUI, of any base.
+
+    Layers may be plain pairs (of convolutions too: LoCon), LoHa or LoKr, which are low-rank pairs
+    as well, see `b4m.files.kinds`.
 
     Args:
         path: a safetensors file, or a folder with exactly one (PEFT's, diffusers').
+        drop: tensors to leave out: parts of their names, or patterns with * and ?.
+        rank: largest rank of a layer that cannot be read as a small pair (a LoKr of two whole
+            matrices), which is cut to it; 0 refuses such layers.
 
     Raises:
-        B4MError: when the file is missing, truncated or pickled; holds no pairs, unknown names,
-            half a pair, convolutions, DoRA, LoHa or LoKr; or holds NaN or infinite numbers.
+        B4MError: when the file is missing, truncated or pickled; holds no pairs, half a pair, names
+            that its base does not have, DoRA, full differences; or numbers that are not finite.
     """
-    return read_file(Path(path)).adapter()
+    return read_file(Path(path), drop, rank).adapter()
 
 
-def read_file(path: Path) -> AdapterFile:
-    """Read an adapter with all that its file tells; see `read_adapter`."""
-    file = locate(path)
-    return parse_file(file, *load_tensors(file))
+def read_file(path: Path, drop: Sequence[str] = (), rank: int = 0) -> AdapterFile:
+    """What an adapter file holds, its numbers unread; see `read_adapter`."""
+    return AdapterFile(Contents(locate(path)), drop, rank)
 
 
 def locate(path: Path) -> Path:
@@ -94,148 +317,8 @@ def locate(path: Path) -> Path:
     if not path.is_file():
         raise B4MError(f"there is no adapter file {path}")
     if path.suffix != ".safetensors":
-        raise B4MError(f"{path} is no .safetensors file; pickled adapters can run code, convert it")
+        raise B4MError(f"{path} is not a .safetensors file; convert it, pickled files can run code")
     return path
-
-
-def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file and its header.
-
-    Raises:
-        B4MError: if it is damaged.
-    """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = dict(opened.metadata() or {})
-            return {name: opened.get_tensor(name) for name in opened.keys()}, header
-    except (SafetensorError, OSError) as error:
-        raise B4MError(f"{file} is damaged or no safetensors file ({error})") from None
-
-
-def parse_file(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> AdapterFile:
-    """Pairs by address with alpha folded in, and what the names tell."""
-    _refuse_foreign(file, tensors)
-    if not tensors:
-        raise B4MError(f"{file} holds no tensors")
-    declared = Metadata.from_header(header).family
-    family = keys.recognise(tensors, families(declared))
-    if family is None:
-        titles = " or ".join(one.title for one in families())
-        raise B4MError(f"{file} has no name of a LoRA of {titles}: {few(tensors)}")
-    parsed = {name: keys.parse(name, family) for name in tensors}
-    unknown = [name for name, key in parsed.items() if key is None]
-    if unknown:
-        raise B4MError(
-            f"{file} has {len(unknown)} names (of {len(tensors)}) that are not those of a LoRA of "
-            f"{family.title}'s attention or text encoders: {few(unknown)}"
-        )
-    parts: dict[Address, dict[str, Tensor]] = {}
-    styles: Counter[str] = Counter()
-    for name, key in parsed.items():
-        assert key is not None
-        styles[key.style] += bool(key.style)
-        slot = parts.setdefault((key.network, key.module), {})
-        if key.part in slot:
-            raise B4MError(f"{file} holds {key.part} of {key.module} twice, also as {name}")
-        slot[key.part] = tensors[name]
-    halves = [f"{n}.{m}" for (n, m), slot in parts.items() if not {"up", "down"} <= slot.keys()]
-    if halves:
-        raise B4MError(f"{file} has up without down, or down without up, for {few(halves)}")
-    style = styles.most_common(1)[0][0]
-    scales = _Scales(file, style, header, family)
-    pairs = {address: _fold(file, address, slot, scales) for address, slot in sorted(parts.items())}
-    check_finite(pairs, file, torch.float32)
-    _log.debug(
-        "read %s: %d pairs of %s under the names of %s", file, len(pairs), family.title, style
-    )
-    return AdapterFile(file, family, style, pairs, header)
-
-
-def _fold(file: Path, address: Address, slot: Mapping[str, Tensor], scales: _Scales) -> LowRank:
-    """One pair in float32 or better, with up multiplied by alpha / rank."""
-    where = f"{file}, {'.'.join(address)}"
-    kinds = {tensor.dtype for tensor in slot.values()}
-    if not kinds <= {torch.float64, *DTYPES.values()}:
-        raise B4MError(f"{where} is stored as {', '.join(map(str, kinds))}; convert it to float16")
-    dtype = torch.float64 if torch.float64 in kinds else torch.float32
-    try:
-        pair = LowRank(slot["up"].to(dtype), slot["down"].to(dtype))
-    except B4MError as error:
-        raise B4MError(f"{where}: {error}") from None
-    if pair.rank == 0:
-        raise B4MError(f"{where} has rank 0")
-    if "alpha" not in slot:
-        return pair.scale(scales.scale(address, pair.rank))
-    if slot["alpha"].numel() != 1:
-        raise B4MError(f"{where}: alpha is {tuple(slot['alpha'].shape)} and not one number")
-    return pair.scale(float(slot["alpha"]) / pair.rank)
-
-
-class _Scales:
-    """The scale alpha / rank where a file keeps it outside its tensors.
-
-    That is in PEFT's adapter_config.json, or in diffusers' own key of the header.
-    """
-
-    def __init__(self, file: Path, style: str, header: Mapping[str, str], family: Family) -> None:
-        self.configs: dict[str, dict[str, Any]] = {}
-        if style == "peft":
-            config = file.parent / PEFT_CONFIG
-            if not config.is_file():
-                raise B4MError(
-                    f"{file} has PEFT's names but no {PEFT_CONFIG} beside it, so its alpha is "
-                    "unknown; put that file there"
-                )
-            self.configs[family.denoiser] = _json(config.read_text(encoding="utf-8"), str(config))
-        elif "lora_adapter_metadata" in header:
-            packed = _json(header["lora_adapter_metadata"], f"{file}'s lora_adapter_metadata")
-            for name, value in packed.items():
-                network, _, setting = name.partition(".")
-                self.configs.setdefault(network, {})[setting] = value
-        for found in self.configs.values():
-            if found.get("use_dora"):
-                raise B4MError(f"{file} is a DoRA; its weights are no low-rank pairs")
-            for alpha in (found.get("lora_alpha", 1), *(found.get("alpha_pattern") or {}).values()):
-                if not isinstance(alpha, int | float):
-                    raise B4MError(f"{file}: the config's alpha {alpha!r} is no number")
-
-    def scale(self, address: Address, rank: int) -> float:
-        """The factor on up of one layer; 1 where nothing is said, as diffusers reads it."""
-        config = self.configs.get(address[0])
-        if config is None or "lora_alpha" not in config:
-            return 1.0
-        alpha = float(config["lora_alpha"])
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", address[1]):
-                alpha = float(value)
-                break
-        return alpha / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _json(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise B4MError(f"{where} is no JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise B4MError(f"{where} is no JSON object")
-    return value
-
-
-def _refuse_foreign(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    for pattern, kind in keys.FOREIGN.items():
-        marked = [name for name in tensors if re.search(pattern, name)]
-        if marked:
-            raise B4MError(
-                f"{file} is {kind}, not plain low-rank pairs, in {len(marked)} tensors: "
-                f"{few(marked)}"
-            )
-    conv = [name for name, tensor in tensors.items() if tensor.ndim == 4]
-    if conv:
-        raise B4MError(
-            f"{file} adapts convolutions (a LoCon) in {len(conv)} tensors, which cannot be merged "
-            f"as pairs of matrices: {few(conv)}"
-        )
 
 
 def check_finite(pairs: Mapping[Address, LowRank], file: Path, dtype: torch.dtype) -> None:
@@ -247,13 +330,22 @@ def check_finite(pairs: Mapping[Address, LowRank], file: Path, dtype: torch.dtyp
     for address, pair in pairs.items():
         for part, tensor in (("up", pair.up), ("down", pair.down)):
             if not bool(torch.isfinite(tensor.to(dtype)).all()):
-                raise B4MError(
-                    f"{file}: {part} of {'.'.join(address)} has NaN or infinite numbers as {dtype}"
-                )
+                where = ".".join(filter(None, address))
+                raise B4MError(f"{file}: {part} of {where} has NaN or infinite numbers as {dtype}")
 
 
 def few(names: Iterable[str]) -> str:
     """The first three names, and how many more."""
     every = list(names)
     more = f" and {len(every) - 3} more" if len(every) > 3 else ""
-    return ", ".join(every[:3]) + more
+    return ", ".join(name[:200] for name in every[:3]) + more
+
+
+def _without(file: Path, names: list[str], drop: Sequence[str]) -> list[str]:
+    """The names that no pattern drops."""
+    for pattern in drop:
+        kept = [n for n in names if pattern not in n and not fnmatchcase(n, pattern)]
+        if len(kept) == len(names):
+            raise B4MError(f"{file} has no name with {pattern!r} to drop")
+        names = kept
+    return names

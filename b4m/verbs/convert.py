@@ -1,27 +1,43 @@
 """Write an adapter for another tool."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from b4m.io import check_output
 
 
-def convert(file: str | Path, out: str | Path, form: str = "kohya", dtype: str = "float32") -> Path:
-    """Write an adapter for another tool.
+def convert(
+    file: str | Path,
+    out: str | Path,
+    form: str = "kohya",
+    dtype: str = "float32",
+    rank: int = 0,
+    drop: Sequence[str] = (),
+) -> Path:
+    """Write an adapter for another tool, of any base whose layers' names are known.
 
     Args:
         file: adapter file of any tool
         out: file to write; for peft its adapter_config.json lies beside it
-        form: diffusers, peft, or kohya (A1111, ComfyUI)
+        form: diffusers, peft, kohya (A1111, ComfyUI), comfyui, or same (the names of the file)
         dtype: of the written file: float32, float16 or bfloat16
+        rank: one rank for every layer, cut or filled up with zeros; 0 keeps each layer's own
+        drop: leave out tensors with these parts of names, or patterns with * and ?
 
     Returns:
         Path of the written weights.
 
     Raises:
-        B4MError: for an unreadable file, or an unknown form or dtype.
+        B4MError: for an unreadable file, an unknown form or dtype, or a layer without a name there.
     """
-    from b4m.files import read_adapter, write_adapter
+    from b4m.errors import B4MError
+    from b4m.files import read_adapter, with_rank, write_adapter
 
-    if form != "peft":
+    if form not in ("peft", "same"):
         check_output(Path(out), ".safetensors")
-    return write_adapter(Path(out), read_adapter(Path(file)), form, dtype)
+    if rank < 0:
+        raise B4MError(f"rank {rank} is no rank; give 1 or more, or 0 to keep each layer's own")
+    adapter = read_adapter(Path(file), drop, rank)
+    if rank:
+        adapter = with_rank(adapter, rank)
+    return write_adapter(Path(out), adapter, "" if form == "same" else form, dtype)

@@ -31,8 +31,9 @@ def merge(
     """Make one adapter of a content adapter and a style adapter.
 
     The result is always one ordinary LoRA file. Files of other tools are read too (kohya, PEFT,
-    ComfyUI), of any rank and alpha. A learned merge that has been made before, by the same code
-    from the same files and images with the same settings, is taken from runs/work (B4M_WORK).
+    ComfyUI), of any rank and alpha, and by methods that do not learn those of any base. A learned
+    merge that has been made before, by the same code from the same files and images with the same
+    settings, is taken from runs/work (B4M_WORK).
 
     Args:
         content: content adapter
@@ -87,13 +88,14 @@ def merge_once(
     if out is not None:
         check_output(out, ".safetensors")
     resolve(rule.settings, overrides, method=method)  # a wrong one is told before anything is read
-    from b4m.files import read_adapter, write_adapter
+    from b4m.files import read_together, write_adapter
     from b4m.merging.context import require_same_base
     from b4m.tracking import open_tracker
     from b4m.train.key import cache_path
 
     files = Path(content), Path(style)
-    adapters = read_adapter(files[0]), read_adapter(files[1])
+    first, second = read_together(files)
+    adapters = first, second
     require_same_base(*adapters)
     context = merge_context(method, overrides, base, data)
     values = context.settings.model_dump()

@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import b4m.bases
-from b4m.bases import families, family_of
+from b4m.adapters.lowrank import LowRank
+from b4m.bases import family_of
 from b4m.bases.family import Family
+from b4m.bases.named import UNKNOWN
+from b4m.bases.recognition import recognise
 from b4m.bases.sdxl.blocks import BLORA, sdxl_linear_shapes
 from b4m.bases.sdxl.family import FAMILY as SDXL
 from b4m.errors import B4MError
@@ -43,9 +46,11 @@ TEXT = [
 ]
 PARTS = {
     "diffusers": keys.diffusers_names,
-    "kohya": keys.kohya_names,
-    "peft": lambda family, network, module: keys.peft_names(module),
+    "kohya": lambda family, *address: keys.kohya_names(family.kohya_stem(*address)),
+    "comfyui": lambda family, *address: keys.peft_names(family.comfyui_stem(*address)),
+    "peft": lambda family, network, module: keys.peft_names(f"base_model.model.{module}"),
 }
+SIZE = (4, 4)  # of no published base
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,6 +69,10 @@ def layers_of(family: str) -> st.SearchStrategy[list[str]]:
 layers = st.sampled_from([SDXL, TOY]).flatmap(
     lambda family: st.tuples(st.just(family), layers_of(family.name))
 )
+
+
+def of(names: list[str], declared: str = "") -> Family | None:
+    return family_of(dict.fromkeys(names, LowRank.zero(*SIZE)), declared)
 
 
 def parts_of(name: str) -> list[str]:
@@ -136,9 +145,9 @@ def test_named_groups_are_known_to_their_family_alone() -> None:
 @given(layers)
 def test_any_layers_of_a_family_tell_it(drawn: tuple[Family, list[str]]) -> None:
     family, names = drawn
-    assert family_of(names) is family
-    assert family_of(names, family.name) is family
-    assert family_of(names, "a family of later times") is family
+    assert of(names) is family
+    assert of(names, family.name) is family
+    assert of(names, "a family of later times") is family
 
 
 @given(layers_of("sdxl"), layers_of("toy-dit"), st.randoms(use_true_random=False))
@@ -146,22 +155,23 @@ def test_the_majority_of_the_layers_tells(first: list[str], second: list[str], r
     mixed = [*first, *second]
     rng.shuffle(mixed)  # type: ignore[attr-defined]
     expected = SDXL if len(first) >= len(second) else TOY
-    assert family_of(mixed) is expected
+    assert of(mixed) is expected
     if len(first) == len(second):
-        assert family_of(mixed, "toy-dit") is TOY
+        assert of(mixed, "toy-dit") is TOY
 
 
 @given(layers_of("toy-dit"))
 def test_where_names_do_not_tell_the_declared_family_counts(names: list[str]) -> None:
-    assert family_of(names) is TOY  # registered first
-    assert family_of(names, "twin") is TWIN
-    assert family_of(names, "sdxl") is TOY
+    assert of(names) is TOY  # registered first
+    assert of(names, "twin") is TWIN
+    assert of(names, "sdxl") is TOY
 
 
 @given(st.lists(st.text("abc.", max_size=8)))
 def test_layers_of_no_family_are_of_none(names: list[str]) -> None:
-    assert family_of(names) is None
-    assert family_of(names, "toy-dit") is None
+    expected = UNKNOWN if names else None
+    assert of(names) is expected
+    assert of(names, "toy-dit") is expected
 
 
 # Which family a file's names are of
@@ -183,30 +193,22 @@ def test_a_file_of_any_tool_is_recognised_and_its_names_mean_what_was_written(
         for name, part in zip(name_of(family, *address), ("down", "up", "alpha"), strict=False)
     }
     names = data.draw(st.permutations(sorted(meaning)))
-    assert keys.recognise(names, families()) is family
-    for name in names:
-        key = keys.parse(name, family)
+    parsed = {name: keys.parse(name) for name in names}
+    stems = {key.stem: SIZE for key in parsed.values() if key is not None}
+    assert recognise(stems)[0] is family
+    for name, key in parsed.items():
         assert key is not None
-        assert (key.network, key.module, key.part) == meaning[name]
+        network, module, _ = family.address(key.stem) or ("", "", "")
+        assert (network, module, key.part) == meaning[name]
 
 
 @given(layers_of("toy-dit"))
-def test_a_file_whose_names_two_families_know_is_of_the_first(modules: list[str]) -> None:
-    names = [
-        name for module in modules for name in keys.diffusers_names(TOY, "transformer", module)
-    ]
-    assert keys.recognise(names, families()) is TOY
-    assert keys.recognise(names, families("twin")) is TWIN
+def test_a_file_whose_names_two_families_know_is_of_the_declared_one(modules: list[str]) -> None:
+    stems = {f"transformer.{module}": SIZE for module in modules}
+    assert recognise(stems)[:2] == [TOY, TWIN]
+    assert recognise(stems, "twin")[:2] == [TWIN, TOY]
 
 
-@given(st.lists(st.text("abc._", max_size=8).map(lambda stem: f"{stem}.lora.up.weight")))
-def test_a_file_of_no_family_is_of_none(names: list[str]) -> None:
-    assert keys.recognise(names, families()) is None
-
-
-def test_the_family_named_first_comes_first_and_none_is_lost() -> None:
-    every = families()
-    for one in every:
-        assert families(one.name)[0] is one
-        assert sorted(f.name for f in families(one.name)) == sorted(f.name for f in every)
-    assert families("nobody") == every
+@given(st.sets(st.text("abc._", min_size=1, max_size=8)))
+def test_a_file_of_no_family_is_of_an_unknown_one(stems: set[str]) -> None:
+    assert recognise(dict.fromkeys(stems, SIZE)) == [UNKNOWN]

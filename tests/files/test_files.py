@@ -79,13 +79,15 @@ def test_a_peft_file_without_its_config_is_refused(tmp_path: Path) -> None:
         read_adapter(file)
     for config, sentence in (
         ({"use_dora": True}, "DoRA"),
-        ({"lora_alpha": None}, "alpha None is no number"),
-        ({"alpha_pattern": {"to_k": "8"}}, "alpha '8' is no number"),
+        ({"lora_alpha": None}, "alpha None is not a number"),
+        ({"lora_alpha": True}, "alpha True is not a number"),
+        ({"alpha_pattern": {"to_k": "8"}}, "alpha '8' is not a number"),
+        ({"alpha_pattern": {"(": 8}}, "'\\(' is not a pattern"),
     ):
         with pytest.raises(B4MError, match=sentence):
             read_adapter(peft_file(tmp_path, **config))
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(B4MError, match="is no JSON"):
+    with pytest.raises(B4MError, match="is not JSON"):
         read_adapter(tmp_path)
 
 
@@ -187,10 +189,11 @@ def test_names_of_all_sdxl_linears_survive_every_style() -> None:
     for name in blocks.sdxl_linear_shapes():
         for style in STYLES.values():
             for part in ("down", "up"):
-                key = keys.parse(style(name, part), FAMILY)
+                key = keys.parse(style(name, part))
                 assert key is not None
-                assert (key.network, key.module, key.part) == ("unet", name, part)
-        down = keys.kohya_names(FAMILY, "unet", name)[0]
+                assert key.part == part
+                assert (FAMILY.address(key.stem) or ())[:2] == ("unet", name)
+        down = keys.kohya_names(FAMILY.kohya_stem("unet", name))[0]
         assert down == STYLES["kohya"](name, "down")
 
 
@@ -239,7 +242,7 @@ def test_description_counts_ranks_groups_and_energy(tmp_path: Path) -> None:
 
 
 def test_description_of_a_foreign_file_tells_the_problem(tmp_path: Path) -> None:
-    tensors = {"lora_unet_mid_block_x.hada_w1_a": torch.ones(3, 3)}
+    tensors = {"lora_unet_mid_block_x.oft_blocks": torch.ones(3, 3)}
     facts = describe(saved(tmp_path, tensors, {"ss_seed": "1"}))
-    assert "LoHa" in facts["problem"]
+    assert "OFT" in facts["problem"]
     assert facts["metadata"] == {"ss_seed": "1"}

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 
 from b4m.adapters.adapter import Adapter
@@ -12,22 +16,27 @@ from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.deltas import fixed
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
+from b4m.bases.name_tables import TABLES
 from b4m.bases.sdxl.model import attention_linears
 from b4m.files import read_adapter, write_adapter
+from b4m.files.translate import renamed
 
 INNER = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 
 
-def draw(linear: nn.Linear, rank: int, seed: int) -> LowRank:
+def draw(linear: nn.Module, rank: int, seed: int) -> LowRank:
     generator = torch.Generator().manual_seed(seed)
-    up = torch.randn(linear.out_features, rank, generator=generator)
-    down = torch.randn(rank, linear.in_features, generator=generator)
-    return LowRank(up, down).scale(0.5 / linear.in_features)
+    rows, columns = linear.weight.flatten(1).shape
+    up = torch.randn(rows, rank, generator=generator)
+    return LowRank(up, torch.randn(rank, columns, generator=generator)).scale(0.5 / columns)
 
 
-def linears_of(unet: nn.Module, kind: str) -> dict[str, nn.Linear]:
+def linears_of(unet: nn.Module, kind: str) -> dict[str, nn.Module]:
     if kind == "attention":
-        return attention_linears(unet)
+        return dict(attention_linears(unet))
+    if kind == "everything":
+        kinds = (nn.Linear, nn.Conv2d)
+        return {n: m for n, m in unet.named_modules() if isinstance(m, kinds)}
     return {
         name: module
         for name, module in unet.named_modules()
@@ -64,7 +73,9 @@ def pipeline(tiny_base: Path) -> StableDiffusionXLPipeline:
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 @pytest.mark.parametrize(
-    ("kind", "ranks"), [("attention", "equal"), ("all linears", "unequal")], ids=["plain", "mixed"]
+    ("kind", "ranks"),
+    [("attention", "equal"), ("all linears", "unequal"), ("everything", "equal")],
+    ids=["plain", "mixed", "convolutions too"],
 )
 def test_diffusers_computes_what_we_compute(
     form: str,
@@ -85,6 +96,46 @@ def test_diffusers_computes_what_we_compute(
     theirs = predict(pipeline.unet)
     assert float((adapted - plain).abs().max()) > 1e-2
     assert float((adapted - theirs).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "comfyui"])
+@pytest.mark.parametrize(("family", "context"), [("sd1", 768), ("sd2", 1024)])
+def test_diffusers_adds_the_same_matrices_to_stable_diffusion_1_and_2(
+    family: str, context: int, form: str, tmp_path: Path
+) -> None:
+    """Every linear and convolution of a small UNet with their topology and text width."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64, 64, 64),
+        attention_head_dim=8,
+        cross_attention_dim=context,
+        use_linear_projection=family == "sd2",
+    )
+    table = next(one for one in TABLES if one.name == family)
+    weights = {n: m.weight for n, m in linears_of(unet, "everything").items()}
+    layers = {}
+    for k, name in enumerate(weights):
+        kernel = "x".join(map(str, weights[name].shape[2:]))
+        pair = draw(unet.get_submodule(name), 2, seed=k)
+        layers[f"unet.{name}" + f"@{kernel}" * bool(kernel)] = pair
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    file = write_adapter(tmp_path / "a.safetensors", renamed(Adapter(layers), table, form))
+    assert read_adapter(file).metadata.family == family
+    if form == "comfyui":  # diffusers reads none with this beginning for these bases
+        file = write_adapter(tmp_path / "b.safetensors", read_adapter(file), "diffusers")
+    loader = StableDiffusionPipeline
+    state, alphas, metadata = loader.lora_state_dict(str(file), return_lora_metadata=True)
+    loader.load_lora_into_unet(state, alphas, unet, metadata=metadata)
+    unet.fuse_lora()
+    assert len(layers) > 250
+    for name, module in linears_of(unet, "everything").items():
+        name = name.removesuffix(".base_layer")
+        if name not in before:
+            continue
+        found = (module.weight - before[name]).flatten(1)
+        key = next(key for key in layers if key.partition("@")[0] == f"unet.{name}")
+        torch.testing.assert_close(found, layers[key].dense(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from key_styles import DOWN, MID, STYLES, UP, adapter, named, pair, saved
+from key_styles import AB, DOWN, MID, STYLES, UP, adapter, named, pair, saved
 from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
@@ -18,22 +18,33 @@ RESNET = "lora_unet_input_blocks_1_0_in_layers_2"
 REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
     "unknown name": (
         lambda t: t.update({"unet.other.to_q.lora.down.weight": torch.ones(4, 5)}),
+        "up without down.*unet.other.to_q",
+    ),
+    "unknown layer": (
+        lambda t: t.update({f"unet.to_q.lora.{p}.weight": torch.ones(4, 4) for p in AB}),
+        r"1 layers \(of 4\).*unet\.to_q.*--drop",
+    ),
+    "no part of a layer": (
+        lambda t: t.update({"unet.other.to_q.weight": torch.ones(4, 5)}),
         r"1 names \(of 7\).*unet\.other\.to_q",
     ),
     "deeper than SDXL": (
-        lambda t: t.update({STYLES["kohya"](UP.replace(".9.", ".10."), "up"): torch.ones(6, 4)}),
+        lambda t: t.update(
+            {STYLES["kohya"](UP.replace(".9.", ".10."), p): torch.ones(4, 4) for p in AB}
+        ),
         "transformer_blocks_10",
     ),
     "half a pair": (lambda t: t.pop(STYLES["diffusers"](MID, "up")), f"up without down.*{MID}"),
     "convolution": (
         lambda t: t.update({f"{RESNET}.lora_down.weight": torch.ones(4, 5, 3, 3)}),
-        "convolutions.*in_layers_2",
+        "up without down.*in_layers_2",
     ),
     "DoRA": (lambda t: t.update({f"lora_unet_{DOWN}.dora_scale": torch.ones(6)}), "DoRA"),
-    "LoHa": (lambda t: t.update({f"lora_unet_{DOWN}.hada_w1_a": torch.ones(6)}), "LoHa"),
+    "OFT": (lambda t: t.update({f"lora_unet_{DOWN}.oft_blocks": torch.ones(6)}), "OFT"),
+    "embedding": (lambda t: t.update({"bundle_emb.x": torch.ones(6)}), "embedding"),
     "difference": (lambda t: t.update({f"lora_unet_{DOWN}.diff": torch.ones(6)}), "difference"),
     "bias": (lambda t: t.update({f"unet.{DOWN}.lora_B.bias": torch.ones(6)}), "biases"),
-    "LoKr": (lambda t: t.update({f"lora_unet_{DOWN}.lokr_w1": torch.ones(6)}), "LoKr"),
+    "half a LoKr": (lambda t: t.update({f"{DOWN}.lokr_w1": torch.ones(6, 6)}), "without the rest"),
     "NaN": (
         lambda t: t[STYLES["diffusers"](UP, "down")].fill_(torch.nan), f"down of unet.{UP} has NaN",
     ),
@@ -50,10 +61,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
     ),
     "integers": (
         lambda t: t.update({STYLES["diffusers"](UP, "up"): torch.ones(6, 4, dtype=torch.int8)}),
-        f"{UP} is stored as.*int8",
+        f"{UP}.*is stored as.*int8",
     ),
     "twice": (
-        lambda t: t.update({STYLES["kohya"](UP, "up"): torch.ones(6, 4)}), f"up of {UP} twice",
+        lambda t: t.update({STYLES["kohya"](UP, p): torch.ones(4, 4) for p in AB}), f"{UP} twice",
     ),
     "ranks differ": (
         lambda t: t.update({STYLES["diffusers"](UP, "up"): torch.ones(6, 9)}),
@@ -102,12 +113,12 @@ def test_a_header_of_ours_with_nonsense_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "form", "dtype", "sentence"),
     [
-        (lambda a: a, "onnx", "float32", "forms: diffusers, peft, kohya"),
+        (lambda a: a, "onnx", "float32", "forms: diffusers, peft, kohya, comfyui"),
         (lambda a: a, "kohya", "int8", "dtypes: float32"),
         (lambda a: adapter(text=True), "peft", "float32", "holds one network"),
         (lambda a: Adapter({DOWN: pair(0).scale(1e9)}), "kohya", "float16", "infinite"),
         (lambda a: Adapter({DOWN: pair(0).scale(torch.nan)}), "kohya", "float32", "NaN"),
-        (lambda a: Adapter({"conv_in": pair(0)}), "kohya", "float32", "not linears.*conv_in"),
+        (lambda a: Adapter({DOWN: pair(0), "to.q": pair(0)}), "kohya", "float32", "not layers"),
         (lambda a: replace(a, text_layers={"vae.x": pair(1)}), "kohya", "float32", "vae.x"),
     ],
 )  # fmt: skip

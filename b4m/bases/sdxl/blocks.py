@@ -39,14 +39,12 @@ class Group:
 
     Attributes:
         name: module path in diffusers.
-        ldm: module path in the original (LDM, sgm) code, which kohya and ComfyUI use.
         channels: width.
         depth: transformer blocks in SDXL.
         role: "content" or "style", by resolution.
     """
 
     name: str
-    ldm: str
     channels: int
     depth: int
     role: str
@@ -56,15 +54,13 @@ def _groups() -> tuple[Group, ...]:
     result = []
     for block, role, channels, depth in ((1, "style", 640, 2), (2, "content", 1280, 10)):
         for i in (0, 1):
-            ldm = f"input_blocks.{1 + 3 * block + i}.1"
             name = f"down_blocks.{block}.attentions.{i}"
-            result.append(Group(name, ldm, channels, depth, role))
-    result.append(Group("mid_block.attentions.0", "middle_block.1", 1280, 10, "content"))
+            result.append(Group(name, channels, depth, role))
+    result.append(Group("mid_block.attentions.0", 1280, 10, "content"))
     for block, role, channels, depth in ((0, "content", 1280, 10), (1, "style", 640, 2)):
         for i in (0, 1, 2):
-            ldm = f"output_blocks.{3 * block + i}.1"
             name = f"up_blocks.{block}.attentions.{i}"
-            result.append(Group(name, ldm, channels, depth, role))
+            result.append(Group(name, channels, depth, role))
     return tuple(result)
 
 
