@@ -47,7 +47,6 @@ TEXT = [
 PARTS = {
     "diffusers": keys.diffusers_names,
     "kohya": lambda family, *address: keys.kohya_names(family.kohya_stem(*address)),
-    "comfyui": lambda family, *address: keys.peft_names(family.comfyui_stem(*address)),
     "peft": lambda family, network, module: keys.peft_names(f"base_model.model.{module}"),
 }
 SIZE = (4, 4)  # of no published base

@@ -341,23 +341,11 @@ def test_adapters_of_two_families_do_not_merge(trained: dict[str, Path], tmp_pat
     other = write_adapter(
         tmp_path / "sdxl.safetensors", Adapter({layer: LowRank(torch.ones(4, 1), torch.ones(1, 4))})
     )
-    with pytest.raises(B4MError, match=r"content adapter is for toy DiT, the style .* for SDXL"):
+    with pytest.raises(B4MError, match=r"content\S* is for toy DiT, \S*sdxl\S* for SDXL"):
         verbs.merge(trained["content"], other, tmp_path / "no.safetensors", "direct")
 
 
-def test_bases_and_adapters_of_no_family_are_refused_with_the_known_ones(
-    toy: str, tmp_path: Path
-) -> None:
+def test_bases_of_no_family_are_refused_with_the_known_ones(toy: str, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
     with pytest.raises(B4MError, match="NoSuchPipeline is of no known family .*SDXL.*toy DiT"):
         b4m.bases.load_base(str(tmp_path))
-    file = tmp_path / "a.safetensors"
-    file.write_bytes(_named("somewhere.else.lora_A.weight"))
-    with pytest.raises(B4MError, match="no name of a LoRA of SDXL or toy DiT: somewhere"):
-        read_adapter(file)
-
-
-def _named(name: str) -> bytes:
-    from safetensors.torch import save
-
-    return save({name: torch.ones(1, 2)})

@@ -222,7 +222,7 @@ def test_a_write_that_fails_keeps_the_old_file(
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(B4MError, match="no space"):
         write_adapter(file, Adapter({DOWN: pair(3)}))
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
