@@ -57,7 +57,7 @@ docs: setup ## build the documentation site: build/site/index.html
 	@$(BIN)/python -m mkdocs build -q
 
 notebooks: setup data ## run docs/notebooks from top to bottom
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m notebook $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m notebook $(ARGS)
 
 ui: setup ## browse the runs with MLflow
 	@echo "MLflow on http://127.0.0.1:$(PORT), Ctrl-C ends it"

@@ -21,6 +21,7 @@ TAKEN = {
     "index.md": "README.md",
     "methods.md": "b4m/methods/README.md",
     "clusters.md": "infra/README.md",
+    "offline.md": "mini/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }

@@ -8,7 +8,9 @@ import pytest
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "docs/notebooks"
 SMALL = {
     "library": "STEPS, SEEDS = 2, [0, 1]",
-    "pipeline": "TRAIN_STEPS, MAKE_STEPS, SEEDS = 2, 1, [0]",
+    "pipeline": (
+        "METHODS, SEEDS = 'direct', [0]\nTRAIN_SETTINGS, MERGE_SETTINGS = 'steps=2', 'rank=8'"
+    ),
 }
 
 
