@@ -7,7 +7,7 @@ import inspect
 import json
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Turn links to files of the repository into links to pages, or into their names."""
     uri = page.file.src_uri
+    for mark, made in MADE.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, "\n".join(made()))
     origin = posixpath.dirname(TAKEN.get(uri, f"docs/{uri}"))
     pages = {source: name for name, source in TAKEN.items()}
 
@@ -144,6 +147,34 @@ def settings_page() -> Iterator[str]:
         yield from _table(f"b4m sample --combine {name}", sampler(name).settings)
 
 
+def parameters() -> Iterator[str]:
+    """What each pipeline does and takes, from its own definition."""
+    from pipelines.cli import PIPELINES, pipeline_of
+
+    for name in PIPELINES:
+        component = pipeline_of(name).component_spec
+        yield f"## {name}\n"
+        yield f"{component.description}\n"
+        yield "| parameter | default | what it is |\n|---|---|---|"
+        for key, spec in component.inputs.items():
+            text = " ".join((spec.description or "").split())
+            default = json.dumps(spec.default, ensure_ascii=False)
+            yield f"| `{key}` | `{default}` | {text} |"
+        yield ""
+
+
+def families_table() -> Iterator[str]:
+    """The base families whose adapter files are known, and what they can be used for."""
+    from b4m.bases import families
+    from b4m.bases.name_tables import TABLES
+
+    yield "| base | which | files | train, sample, merges that learn |\n|---|---|---|---|"
+    for family in [*families(), *TABLES]:
+        which = (inspect.getdoc(type(family)) or "").partition("\n")[0].rstrip(".")
+        loaded = "" if family in TABLES else "yes"
+        yield f"| {family.title} | {which} | yes | {loaded} |"
+
+
 def _table(title: str, model: Any) -> Iterator[str]:
     from b4m.settings import describe
 
@@ -154,3 +185,10 @@ def _table(title: str, model: Any) -> Iterator[str]:
         value = f"{kind}, {one.range}" if one.range else kind
         yield f"| `{one.name}` | {one.default or 'empty'} | {value} | {one.help} |"
     yield ""
+
+
+# Parts of pages that are made from the code, by the comment that they stand for.
+MADE: Mapping[str, Callable[[], Iterator[str]]] = {
+    "<!-- families -->": families_table,
+    "<!-- parameters of the pipelines -->": parameters,
+}
