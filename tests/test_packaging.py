@@ -61,11 +61,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _without(packages: set[str], code: str, installed: Path) -> subprocess.CompletedProcess[str]:
     """Run Python on the wheel's files, as if these packages were not installed."""
+    environment = {key: value for key, value in os.environ.items() if "MLFLOW" not in key}
     hide = f"import sys; sys.modules.update(dict.fromkeys({sorted(packages)!r}))\n"
     return subprocess.run(
         [sys.executable, "-c", hide + code],
         cwd=installed,
-        env={**os.environ, "PYTHONPATH": str(installed), "B4M_TRACKING": "off"},
+        env={**environment, "PYTHONPATH": str(installed)},
         capture_output=True,
         text=True,
         check=False,
@@ -139,6 +140,7 @@ def test_commands_on_adapters_need_no_extra(
         ("train", ["sample", "--prompt", "x", "--base", "base", "--out", "o"]),
         ("evaluate", ["evaluate", "s", "--data", "d", "--out", "o"]),
         ("evaluate", ["report", "s", "--scores", "c", "--data", "d", "--out", "o"]),
+        ("pipelines", ["pipeline", "compile", "customize"]),
     ],
 )
 def test_a_missing_extra_costs_one_sentence_that_names_it(
@@ -148,6 +150,17 @@ def test_a_missing_extra_costs_one_sentence_that_names_it(
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert f"pip install 'b4m[{extra}]'" in done.stderr
+
+
+def test_a_pipeline_is_compiled_without_torch(
+    project: dict[str, Any], installed: Path, tmp_path: Path
+) -> None:
+    hidden = {"torch", "numpy", "safetensors"} | _optional(project, "train", "evaluate", "tracking")
+    out = tmp_path / "customize.yaml"
+    arguments = ["pipeline", "compile", "customize", "--out", str(out)]
+    done = _without(hidden - {"jinja2"}, _command(*arguments), installed)
+    assert done.returncode == 0, done.stderr
+    assert "components:" in out.read_text(encoding="utf-8")
 
 
 def test_every_extra_that_a_sentence_names_exists(project: dict[str, Any], repo_root: Path) -> None:

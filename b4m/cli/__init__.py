@@ -68,9 +68,8 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 def _pipeline(argv: Sequence[str]) -> int:
     """`b4m pipeline ...`: the pipelines lie above the library, which knows of them this name."""
-    with needs("pipelines", "b4m pipeline"):
-        command = import_module("pipelines.cli")
-    return int(command.main(list(argv)))
+    with needs("pipelines", "pipeline"):
+        return int(import_module("pipelines.cli").main(list(argv)))
 
 
 def _run(argv: Sequence[str], action: Action) -> None:

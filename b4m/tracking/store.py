@@ -1,10 +1,12 @@
 """Where MLflow is, and its runs there."""
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,6 +27,7 @@ _OURS = (
     "B4M_MLFLOW_TRACKING_PASSWORD",
 )
 _REACH_S = 5.0
+_log = logging.getLogger(__name__)
 
 
 def tracking_uri() -> str:
@@ -41,13 +44,18 @@ def guarded(start: Callable[[Any, str], Tracker]) -> Tracker:
     if os.environ.get("B4M_TRACKING", "").lower() == "off" or not RECORDED.get():
         return NullTracker()
     _prepare_environment()
+    if find_spec("mlflow") is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        _log.info("not recorded, because mlflow is not installed: pip install 'b4m[tracking]'")
+        return NullTracker()
     try:
         uri = tracking_uri()
         _reach(uri)
         with _alone(uri):
             from mlflow import MlflowClient
 
-            return start(MlflowClient(tracking_uri=uri), uri)
+            tracker = start(MlflowClient(tracking_uri=uri), uri)
+            _log.info("recorded in %s as run %s", uri, tracker.run_id)
+            return tracker
     except Exception as error:  # whatever MLflow, SQLAlchemy or requests raise
         warn(error)
         return NullTracker()
