@@ -107,16 +107,16 @@ RECIPES = {
     "laptop": Recipe(
         Architecture(64, (96, 128, 128), (1, 1), vae_channels=(16, 48, 96)),
         contents=140,
-        vae=VaeRecipe(_loop(4000, 16, warmup=100, ema_decay=0.995), lr=1.5e-3),
+        vae=VaeRecipe(_loop(3000, 16, warmup=100, ema_decay=0.995), lr=1.5e-3),
         base=BaseRecipe(
-            _loop(4000, 64, warmup=100, ema_decay=0.998),
+            _loop(3000, 64, warmup=100, ema_decay=0.998),
             lr=6e-4,
             painted=0.55,
             nameless=0.15,
             styleless=0.08,
             nonsense_style=0.1,
         ),
-        clip=ClipRecipe(_loop(4000, 128, warmup=200, ema_decay=0.995), 1e-3, weight_decay=0.1),
+        clip=ClipRecipe(_loop(1500, 128, warmup=200, ema_decay=0.995), 1e-3, weight_decay=0.1),
     ),
     # the same UNet, text encoders and evaluator, autoencoder 2.8 M
     "accelerator": Recipe(
