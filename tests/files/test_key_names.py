@@ -83,32 +83,42 @@ def test_adapters_come_back_from_peft_as_they_were(folder: Path, adapter: Adapte
     assert_round_trip(adapter, "peft", folder / "peft" / "some.safetensors")
 
 
+def meaning(name: str) -> tuple[str, str, str] | None:
+    """Network, module and part that a tensor's name says; None if it is none of SDXL's."""
+    key = keys.parse(name)
+    address = FAMILY.address(key.stem) if key else None
+    return (address[0], address[1], key.part) if key and address else None
+
+
 @given(module=MODULES, style=st.sampled_from(sorted(STYLES)))
 def test_a_layer_is_known_under_the_name_of_every_tool(module: str, style: str) -> None:
     for part in ("down", "up"):
-        key = keys.parse(STYLES[style](module, part), FAMILY)
-        assert key is not None
-        assert (key.network, key.module, key.part) == (FAMILY.denoiser, module, part)
+        assert meaning(STYLES[style](module, part)) == (FAMILY.denoiser, module, part)
+
+
+def written(network: str, module: str) -> list[tuple[str, ...]]:
+    """Names of down and up in diffusers' and in kohya's form."""
+    diffusers = keys.diffusers_names(FAMILY, network, module)
+    return [diffusers, keys.kohya_names(FAMILY.kohya_stem(network, module))[:2]]
 
 
 @given(network=st.sampled_from(FAMILY.networks[1:]), module=st.sampled_from(TEXT))
 def test_a_layer_of_a_text_encoder_is_known_under_both_written_names(
     network: str, module: str
 ) -> None:
-    named = keys.diffusers_names(FAMILY, network, module)
-    for names in (named, keys.kohya_names(FAMILY, network, module)[:2]):
-        for name, part in zip(names, ("down", "up"), strict=True):
-            key = keys.parse(name, FAMILY)
-            assert key is not None
-            assert (key.network, key.module, key.part) == (network, module, part)
+    for names in written(network, module):
+        assert [meaning(name) for name in names] == [
+            (network, module, "down"),
+            (network, module, "up"),
+        ]
 
 
 def test_distinct_layers_have_distinct_names_in_every_form() -> None:
     every = [(FAMILY.denoiser, name) for name in (*ATTENTION, *OTHERS)]
     every += [(network, name) for network in FAMILY.networks[1:] for name in TEXT]
-    for named in (keys.diffusers_names, keys.kohya_names):
-        names = [name for address in every for name in named(FAMILY, *address)]
-        assert len(set(names)) == len(names)
+    for names in zip(*(written(*address) for address in every), strict=True):
+        flat = [name for pair in names for name in pair]
+        assert len(set(flat)) == len(flat) == 2 * len(every)
 
 
 LETTERS = st.text(alphabet="unet_downblcksmitra.0123456789Alor", max_size=30)
@@ -120,5 +130,5 @@ def test_a_name_that_is_changed_is_another_layer_or_none(
 ) -> None:
     name = STYLES[style](module, "down")
     for changed in (text, name[:place] + text + name[place:], name[:place] + name[place + 1 :]):
-        key = keys.parse(changed, FAMILY)
-        assert key is None or FAMILY.known(key.network, key.module)
+        found = meaning(changed)
+        assert found is None or FAMILY.known(*found[:2])
