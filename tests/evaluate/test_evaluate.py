@@ -274,10 +274,12 @@ def test_the_dashboard_gets_a_name_for_every_encoder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("B4M_TRACKING", "off")
-    data = dsl.Dataset(uri=str(one_pair[0]), metadata={"parent_run": ""})
-    merged, scores = dsl.Dataset(uri=str(one_pair[1])), dsl.Dataset(uri=str(tmp_path / "scores"))
+    data = dsl.Dataset(uri=str(one_pair[0]))
+    (tmp_path / "shard").mkdir()
+    one_pair[1].rename(tmp_path / "shard" / "b4m")
+    merged, scores = dsl.Dataset(uri=str(tmp_path / "shard")), dsl.Dataset(uri=f"{tmp_path}/scores")
     metrics = dsl.Metrics()
-    component.evaluate.python_func(two_clips, data, [], [merged], scores, metrics)
+    component.evaluate.python_func(two_clips, data, [], [merged], [], scores, metrics)
     assert len(metrics.metadata) == len(table(tmp_path / "scores" / "summary.csv"))
     for encoder in ("tiny-clip", "other-clip"):
         assert f"b4m/{encoder}/clip_i_content" in metrics.metadata
