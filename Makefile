@@ -38,7 +38,7 @@ $(READY): pyproject.toml mini/pyproject.toml constraints.txt
 	fi
 	@touch $@
 
-data: setup ## fetch the pictures and the small models (dvc pull)
+data: setup ## fetch the images and the small models (dvc pull)
 	@$(BIN)/python -m dvc pull -q
 
 demo: setup data ## customize a content with a style, end to end: runs/demo/report.html

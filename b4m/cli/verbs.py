@@ -41,7 +41,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "sample": (
         "b4m sample --adapter runs/mine/merged.safetensors --data runs/mine/data"
         " --seed 0 1 2 --label direct --out runs/mine/samples/direct",
-        'b4m sample --adapter runs/mine/merged.safetensors --prompt "a snq octopus in w@z style"'
+        'b4m sample --adapter runs/mine/merged.safetensors --prompt "a snq sea animal in w@z style"'
         " --out runs/mine/samples/own",
     ),
     "evaluate": ("b4m evaluate runs/mine/samples/* --data runs/mine/data --out runs/mine/scores",),
