@@ -10,7 +10,7 @@ VERBS: Mapping[str, str] = {
     "evaluate": "Score images against the references",
     "report": "Write one page with references, images, scores and settings",
     "compare": "All of these for contents x styles x methods, in one report",
-    "inspect": "Say what an adapter file is",
+    "inspect": "Say what an adapter file is, or how two of them meet",
     "convert": "Write an adapter for another tool",
 }
 # What a verb works on is named by position; everything else is a flag.
@@ -20,7 +20,7 @@ POSITIONAL: Mapping[str, tuple[str, ...]] = {
     "evaluate": ("samples",),
     "report": ("samples",),
     "compare": ("source",),
-    "inspect": ("file",),
+    "inspect": ("file", "other"),
     "convert": ("file",),
 }
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
@@ -53,7 +53,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "b4m compare data/emojigrid --content octopus owl --style openmoji painted-19"
         " --method b4m duolora direct --train-with steps=300 b4m.rank=16 --out runs/compare",
     ),
-    "inspect": ("b4m inspect runs/mine/merged.safetensors",),
+    "inspect": (
+        "b4m inspect runs/mine/merged.safetensors",
+        "b4m inspect runs/mine/mug.safetensors runs/mine/ink.safetensors --table",
+    ),
     "convert": (
         "b4m convert runs/mine/merged.safetensors --form kohya --out runs/mine/kohya.safetensors",
     ),
