@@ -304,7 +304,9 @@ def read_adapter(path: str | Path, drop: Sequence[str] = (), rank: int = 0) -> A
 
 def read_file(path: Path, drop: Sequence[str] = (), rank: int = 0) -> AdapterFile:
     """What an adapter file holds, its numbers unread; see `read_adapter`."""
-    return AdapterFile(Contents(locate(path)), drop, rank)
+    file = AdapterFile(Contents(locate(path)), drop, rank)
+    _log.debug("read the names of %s", path)
+    return file
 
 
 def locate(path: Path) -> Path:
