@@ -15,7 +15,7 @@ export NO_MKDOCS_2_WARNING ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test check docs notebooks ui
+.PHONY: help setup data demo test slow check docs notebooks ui
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ check: setup ## lint, format, types, spelling
 
 docs: setup ## build the documentation site: build/site/index.html
 	@$(BIN)/python -m mkdocs build -q
+
+slow: setup data ## run the tests that take minutes: whole pipelines
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 notebooks: setup data ## run docs/notebooks from top to bottom
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m notebook $(ARGS)
