@@ -1,6 +1,7 @@
 """Claim: a damaged adapter file is read, or refused in one sentence, whatever is wrong with it.
 
-300 mutated files in the default run; `B4M_FUZZ=5000 pytest tests/files/test_damaged_files.py` for more.
+300 mutated files in the default run; `B4M_FUZZ=5000 pytest tests/files/test_damaged_files.py` for
+more.
 """
 
 import json
