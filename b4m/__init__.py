@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from b4m.errors import B4MError
     from b4m.files import read_adapter, write_adapter
     from b4m.verbs.compare import compare
+    from b4m.verbs.evaluate import evaluate
     from b4m.verbs.sample import sample
+    from b4m.verbs.train import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,10 +33,12 @@ __all__ = [
     "LowRank",
     "__version__",
     "compare",
+    "evaluate",
     "load_base",
     "merge",
     "read_adapter",
     "sample",
+    "train",
     "write_adapter",
 ]
 _HOME = {
@@ -42,10 +46,12 @@ _HOME = {
     "B4MError": "b4m.errors",
     "LowRank": "b4m.adapters.lowrank",
     "compare": "b4m.verbs",
+    "evaluate": "b4m.verbs",
     "load_base": "b4m.bases",
     "merge": "b4m.api",
     "read_adapter": "b4m.files",
     "sample": "b4m.verbs",
+    "train": "b4m.verbs",
     "write_adapter": "b4m.files",
 }
 

@@ -310,7 +310,7 @@ def check_table(file: str | Path, fail: bool) -> None:
 def _samples(task: Task, job: SampleJob, files: Sequence[Path], seeds: Sequence[int]) -> Path:
     """Where a job's images lie in the working folder, or will lie."""
     from b4m.data.manifest import read_manifest
-    from b4m.train.key import key
+    from b4m.training.key import key
 
     values = task.jobs.settings.sample[job.combine]
     chosen = settings_of(job.combine)

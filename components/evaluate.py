@@ -29,7 +29,7 @@ def evaluate(
     import math
 
     from b4m import verbs
-    from b4m.evaluate.tables import mean_scores
+    from b4m.evaluation.tables import mean_scores
     from b4m.jobs import sample_folders
     from b4m.tracking import pipeline_step
 

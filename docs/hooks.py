@@ -26,7 +26,17 @@ TAKEN = {
     "changelog.md": "CHANGELOG.md",
 }
 ALONE = ("api", "errors", "settings", "plan")
-API = ("adapters", "files", "merging", "methods", "bases", "data", "train", "evaluate", "verbs")
+API = (
+    "adapters",
+    "files",
+    "merging",
+    "methods",
+    "bases",
+    "data",
+    "training",
+    "evaluation",
+    "verbs",
+)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
 # The theme's script fetches these when a page has a diagram, an old browser or a repository.

@@ -9,8 +9,8 @@ from b4m.data.manifest import read_manifest
 from b4m.merging.context import MergeContext
 from b4m.methods import merge_rule, training
 from b4m.settings import resolve
-from b4m.train.loop import NullTracker, Tracker
-from b4m.train.run import Run
+from b4m.training.loop import NullTracker, Tracker
+from b4m.training.run import Run
 
 
 def open_run(

@@ -15,9 +15,9 @@ FLOORS = ("b4m", "components", "pipelines")
 # Packages that one part of the library may import, and nothing else may.
 ONLY_IN = {
     "mlflow": ("b4m/tracking/",),
-    "open_clip": ("b4m/evaluate/",),
+    "open_clip": ("b4m/evaluation/",),
     "diffusers": ("b4m/bases/", "b4m/testing.py"),
-    "accelerate": ("b4m/train/",),
+    "accelerate": ("b4m/training/",),
     "dvc": (),
 }
 # Which rooms of the library a room may import, late imports included; itself always.
@@ -33,13 +33,13 @@ BELOW: dict[str, set[str]] = {
     "bases": {*_SURFACE, "adapters"},
     "files": {*_SURFACE, "adapters", "bases"},
     "data": {*_SURFACE, "adapters", "bases"},
-    "train": {*_SURFACE, "adapters", "bases", "files", "data"},
-    "merging": {*_SURFACE, "adapters", "bases", "files", "data", "train"},
-    "methods": {*_SURFACE, "adapters", "bases", "files", "data", "train", "merging"},
+    "training": {*_SURFACE, "adapters", "bases", "files", "data"},
+    "merging": {*_SURFACE, "adapters", "bases", "files", "data", "training"},
+    "methods": {*_SURFACE, "adapters", "bases", "files", "data", "training", "merging"},
     "plan": {*_SURFACE, "methods"},
     "shards": {*_SURFACE, "plan"},
-    "evaluate": {*_SURFACE, "data"},
-    "report": {*_SURFACE, "data", "methods", "plan", "evaluate"},
+    "evaluation": {*_SURFACE, "data"},
+    "report": {*_SURFACE, "data", "methods", "plan", "evaluation"},
     "tracking": {*_SURFACE, "data"},
     "testing": {*_SURFACE, "bases"},
 }

@@ -27,7 +27,7 @@ from b4m.errors import B4MError
 from b4m.files import read_adapter, write_adapter
 from b4m.methods import METHODS
 from b4m.plan import PLAIN, Comparison, plan
-from b4m.train.checkpoint import checkpoint_path
+from b4m.training.checkpoint import checkpoint_path
 from b4m.verbs.compare import job_settings
 from tests import runs
 from tests.methods.draws import draw_adapter, draw_pair, shapes_of
@@ -149,7 +149,7 @@ def test_d7_every_method_is_planned_and_its_settings_are_found(method: str) -> N
 # D10
 
 
-KEY = "from b4m.train.key import key; print(key('a run'))"
+KEY = "from b4m.training.key import key; print(key('a run'))"
 
 
 def _key(*paths: Path) -> str:

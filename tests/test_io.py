@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from b4m import io
 from b4m.errors import B4MError
 from b4m.io import check_output, read_text, replacing, replacing_folder, write_whole
-from b4m.train.checkpoint import write_checkpoint
+from b4m.training.checkpoint import write_checkpoint
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufeff"))

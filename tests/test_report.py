@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from b4m.errors import B4MError
-from b4m.evaluate.evaluate import evaluate
-from b4m.evaluate.statistics import Estimate
+from b4m.evaluation.evaluate import evaluate
+from b4m.evaluation.statistics import Estimate
 from b4m.report import write_report
 from b4m.report.chart import Axis, Mark, layout
 from b4m.report.images import data_uris
@@ -26,8 +26,8 @@ from b4m.report.load import ReportData, load
 from b4m.report.names import name_of
 from b4m.report.page import render
 from b4m.report.summary import caveats, headline
-from tests.evaluate.conftest import tiny_clip  # noqa: F401
-from tests.evaluate.world import METHODS, prepare, sample
+from tests.evaluation.conftest import tiny_clip  # noqa: F401
+from tests.evaluation.world import METHODS, prepare, sample
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 

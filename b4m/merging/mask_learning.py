@@ -25,9 +25,9 @@ from b4m.merging.layerwise import Layers, Pairs, describe, paired, truncated
 from b4m.merging.masks import MaskedSum, apply_mask
 from b4m.merging.teacher_bank import Bank, build_bank, read_concept_images
 from b4m.settings import BankSettings, MaskSettings
-from b4m.train.key import key
-from b4m.train.loop import Batch, ParameterGroup, fit
-from b4m.train.run import checkpointed, loop_config, tensors_hash
+from b4m.training.key import key
+from b4m.training.loop import Batch, ParameterGroup, fit
+from b4m.training.run import checkpointed, loop_config, tensors_hash
 
 Losses = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, list[int]], Losses]

@@ -23,8 +23,8 @@ from b4m.data.cache import Cache
 from b4m.data.captions import merged_caption
 from b4m.data.manifest import ManifestRow, read_manifest, training_rows
 from b4m.errors import B4MError
-from b4m.train.randomness import ShuffledIndices, derive_seed
-from b4m.train.training_set import read_training_set
+from b4m.training.randomness import ShuffledIndices, derive_seed
+from b4m.training.training_set import read_training_set
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from b4m.adapters.adapter import Adapter
     from b4m.data.manifest import ManifestRow
     from b4m.merging.context import MergeContext
-    from b4m.train.run import Run
+    from b4m.training.run import Run
 
 Rows = Callable[[Sequence["ManifestRow"], str, str], "list[ManifestRow]"]
 

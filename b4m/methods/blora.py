@@ -19,8 +19,8 @@ from b4m.merging.context import MergeContext, require_same_base
 from b4m.merging.layerwise import describe, truncated
 from b4m.methods import Merge, Training
 from b4m.settings import MergeSettings
-from b4m.train.plain import PairSettings, train_pairs
-from b4m.train.run import Run
+from b4m.training.plain import PairSettings, train_pairs
+from b4m.training.run import Run
 
 
 def train(run: Run[PairSettings]) -> Adapter:

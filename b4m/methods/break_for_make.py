@@ -46,12 +46,12 @@ from b4m.merging.context import MergeContext, require_same_base
 from b4m.merging.layerwise import describe
 from b4m.methods import Merge, Training
 from b4m.settings import Execution, Restyling, TrainSettings
-from b4m.train.key import key
-from b4m.train.loop import Batch, ParameterGroup, fit
-from b4m.train.randomness import ShuffledIndices
-from b4m.train.run import Run, adapted, exported, loop_config, tensors_hash
-from b4m.train.text_layers import text_layers
-from b4m.train.training_set import Augmentation, Noise, denoising_losses, read_training_set
+from b4m.training.key import key
+from b4m.training.loop import Batch, ParameterGroup, fit
+from b4m.training.randomness import ShuffledIndices
+from b4m.training.run import Run, adapted, exported, loop_config, tensors_hash
+from b4m.training.text_layers import text_layers
+from b4m.training.training_set import Augmentation, Noise, denoising_losses, read_training_set
 
 PARTNERS_AT_ONCE = 3
 

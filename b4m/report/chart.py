@@ -6,7 +6,7 @@ The chart is drawn by templates/chart.svg; here is only its geometry, in SVG uni
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from b4m.evaluate.statistics import Estimate
+from b4m.evaluation.statistics import Estimate
 
 WIDTH, HEIGHT = 640.0, 460.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, WIDTH - 18.0, 16.0, HEIGHT - 52.0

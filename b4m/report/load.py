@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from b4m.errors import B4MError
-from b4m.evaluate.references import Prepared, read_prepared
-from b4m.evaluate.samples import Sample, read_samples
-from b4m.evaluate.statistics import PAIR, Estimate
-from b4m.evaluate.tables import Scores, read_scores
+from b4m.evaluation.references import Prepared, read_prepared
+from b4m.evaluation.samples import Sample, read_samples
+from b4m.evaluation.statistics import PAIR, Estimate
+from b4m.evaluation.tables import Scores, read_scores
 from b4m.io import read_json
 from b4m.plan import REFERENCE_METHOD
 from b4m.report.names import BASELINES

@@ -1,7 +1,7 @@
 """How the rows of a report are called."""
 
 from b4m import plan
-from b4m.evaluate.tables import COPY_OF_CONTENT, COPY_OF_STYLE
+from b4m.evaluation.tables import COPY_OF_CONTENT, COPY_OF_STYLE
 from b4m.methods import METHODS
 
 BASELINES = tuple(baseline.label for baseline in plan.BASELINES)

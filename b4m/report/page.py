@@ -11,8 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from b4m.evaluate.samples import Sample
-from b4m.evaluate.tables import COPIES, PIXELS
+from b4m.evaluation.samples import Sample
+from b4m.evaluation.tables import COPIES, PIXELS
 from b4m.report import chart
 from b4m.report.images import data_uris
 from b4m.report.load import Pair, ReportData

@@ -1,6 +1,6 @@
 """The report's sentences: the headline, what a score means, and what it does not show."""
 
-from b4m.evaluate.tables import COPIES
+from b4m.evaluation.tables import COPIES
 from b4m.report.load import ReportData
 from b4m.report.names import BASELINES, name_of
 

@@ -29,8 +29,8 @@ def evaluate(
         B4MError: for missing images, unknown concepts or an evaluator that cannot be loaded.
     """
     with needs("evaluate", "evaluate"):
-        from b4m.evaluate.evaluate import evaluate as score
-        from b4m.evaluate.tables import mean_scores
+        from b4m.evaluation.evaluate import evaluate as score
+        from b4m.evaluation.tables import mean_scores
     from b4m.plan import REFERENCE_METHOD
     from b4m.tracking import open_tracker
 

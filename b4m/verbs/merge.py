@@ -91,7 +91,7 @@ def merge_once(
     from b4m.files import read_together, write_adapter
     from b4m.merging.context import require_same_base
     from b4m.tracking import open_tracker
-    from b4m.train.key import cache_path
+    from b4m.training.key import cache_path
 
     files = Path(content), Path(style)
     first, second = read_together(files)
@@ -156,7 +156,7 @@ def _key(
     """Hash of all that decides a learned merge: files, images, base, settings, code."""
     from b4m.data.manifest import data_hash, read_manifest
     from b4m.io import sha256
-    from b4m.train.key import key
+    from b4m.training.key import key
 
     concepts = adapters[0].metadata.content, adapters[1].metadata.style
     rows = [

@@ -58,7 +58,7 @@ def sample(
     model_of_settings = settings_of(combine)
     checked = resolve(model_of_settings, overrides, method=combine)
     from b4m.bases.sampling import sample as generate
-    from b4m.evaluate.samples import check_samples_place, write_samples
+    from b4m.evaluation.samples import check_samples_place, write_samples
     from b4m.files import read_adapter
 
     check_samples_place(Path(out))

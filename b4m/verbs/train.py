@@ -90,8 +90,8 @@ def train_once(
     from b4m.data.manifest import read_manifest
     from b4m.files import write_adapter
     from b4m.tracking import open_tracker
-    from b4m.train.key import cache_path
-    from b4m.train.run import Run
+    from b4m.training.key import cache_path
+    from b4m.training.run import Run
 
     rows = way.rows(read_manifest(folder), kind, concept)
     model = load(base, checked)

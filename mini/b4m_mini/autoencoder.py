@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from b4m.bases.base import pick_device
 from b4m.testing import build_vae
-from b4m.train.loop import Batch
+from b4m.training.loop import Batch
 from b4m_mini import trainer
 from b4m_mini.recipe import VaeRecipe
 from b4m_mini.tiles import Tiles, restyled

@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 from b4m.bases.base import pick_device
 from b4m.bases.noising import Diffusion
 from b4m.testing import build_pipeline, write_recipe
-from b4m.train.loop import Batch
+from b4m.training.loop import Batch
 from b4m_mini import captions, trainer
 from b4m_mini.catalog import DRAWN, PAINTED
 from b4m_mini.grid import Cell

@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 
 from b4m.bases.base import pick_device
 from b4m.data.captions import with_article
-from b4m.train.loop import Batch
+from b4m.training.loop import Batch
 from b4m_mini import captions, trainer
 from b4m_mini.grid import Cell
 from b4m_mini.recipe import ClipRecipe

@@ -21,7 +21,7 @@ from torchvision.utils import save_image
 
 from b4m.bases import load_base
 from b4m.bases.sampling import sample
-from b4m.evaluate.encoders import ClipEncoder, open_encoder
+from b4m.evaluation.encoders import ClipEncoder, open_encoder
 from b4m_mini import captions
 from b4m_mini.catalog import DRAWN, STYLES
 from b4m_mini.grid import Cell

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from b4m.testing import Architecture
-from b4m.train.loop import LoopConfig
+from b4m.training.loop import LoopConfig
 
 
 @dataclass(frozen=True)

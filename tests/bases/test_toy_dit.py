@@ -20,7 +20,7 @@ from b4m.data.cache import Cache
 from b4m.data.manifest import read_manifest, training_rows
 from b4m.errors import B4MError
 from b4m.files import describe, read_adapter, write_adapter
-from b4m.train.training_set import Noise, denoising_losses, read_training_set
+from b4m.training.training_set import Noise, denoising_losses, read_training_set
 from tests.toy_dit.build import write_toy
 from tests.toy_dit.family import FAMILY, LINEARS
 

@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from b4m import verbs
 from b4m.data.images import fit_square, load_image
-from b4m.evaluate.references import read_prepared
-from b4m.evaluate.samples import read_samples
-from b4m.evaluate.statistics import Estimate
-from b4m.evaluate.tables import read_scores
+from b4m.evaluation.references import read_prepared
+from b4m.evaluation.samples import read_samples
+from b4m.evaluation.statistics import Estimate
+from b4m.evaluation.tables import read_scores
 
 CONTENTS = (
     "octopus",

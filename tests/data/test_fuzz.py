@@ -16,7 +16,7 @@ from b4m.data.images import load_image
 from b4m.data.manifest import ManifestRow, read_manifest, write_manifest
 from b4m.data.prepare import prepare
 from b4m.errors import B4MError
-from b4m.evaluate.samples import read_samples
+from b4m.evaluation.samples import read_samples
 from tests.data.worlds import write_user_folder
 
 ROW = ManifestRow("a.png", "content", "mug", "a snq mug", "snq", "mug", "train", "CC0", "here")

@@ -11,7 +11,7 @@ from b4m.bases.base import Base
 from b4m.bases.sampling import attached
 from b4m.data.cache import Cache
 from b4m.data.manifest import read_manifest, training_rows
-from b4m.train.training_set import Noise, denoising_losses, read_training_set
+from b4m.training.training_set import Noise, denoising_losses, read_training_set
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from b4m.methods.break_for_make import (
     joined,
     main_factor,
 )
-from b4m.train.training_set import Noise, denoising_losses
+from b4m.training.training_set import Noise, denoising_losses
 from tests import runs
 
 FAST = {

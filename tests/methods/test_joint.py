@@ -6,7 +6,7 @@ import pytest
 
 from b4m.bases.base import Base
 from b4m.errors import B4MError
-from b4m.train import training_set
+from b4m.training import training_set
 from tests import runs
 
 FAST = {"rank": 2, "steps": 10, "batch_size": 1, "accumulation": 1}
@@ -22,7 +22,7 @@ def test_both_concepts_are_shown_equally_often(
         shown.extend(row.kind for row in rows)
         return read(folder, rows, *rest)
 
-    monkeypatch.setattr("b4m.train.plain.read_training_set", watched)
+    monkeypatch.setattr("b4m.training.plain.read_training_set", watched)
     adapter = runs.train("joint", "joint", prepared, "teapot+stripes", base, tmp_path, **FAST)
     assert shown.count("content") == shown.count("style") == 5
     said = adapter.metadata

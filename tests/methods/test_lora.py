@@ -12,7 +12,7 @@ from b4m.bases.sampling import sample
 from b4m.errors import B4MError
 from b4m.files import write_adapter
 from b4m.methods import merge_rule, sampler, training
-from b4m.train.plain import start_pairs
+from b4m.training.plain import start_pairs
 from tests import runs
 
 FAST = {"rank": 4, "steps": 4, "batch_size": 2, "accumulation": 1, "lr": 3e-3}

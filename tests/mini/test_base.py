@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from b4m.testing import TINY, learn_tokenizer
-from b4m.train.loop import LoopConfig
+from b4m.training.loop import LoopConfig
 from b4m_mini import base, captions
 from b4m_mini.catalog import STYLES, Content
 from b4m_mini.grid import Cell

@@ -13,7 +13,7 @@ from torch import nn
 from b4m.bases import load_base
 from b4m.bases.sampling import sample
 from b4m.testing import RECIPE, TINY, build_vae
-from b4m.train.loop import LoopConfig
+from b4m.training.loop import LoopConfig
 from b4m_mini import autoencoder, base, clip, measure, publish, tiles
 from b4m_mini.catalog import STYLES, Content
 from b4m_mini.grid import Cell

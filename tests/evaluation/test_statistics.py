@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from b4m.evaluate.statistics import Estimate, interval, paired_difference, summarize
+from b4m.evaluation.statistics import Estimate, interval, paired_difference, summarize
 
 UNITS = st.lists(st.integers(-1000, 1000).map(lambda n: n / 1000), min_size=3, max_size=12)
 

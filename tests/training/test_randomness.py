@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from b4m.train.randomness import ShuffledIndices, derive_seed
+from b4m.training.randomness import ShuffledIndices, derive_seed
 
 
 def test_each_example_comes_once_before_any_comes_twice() -> None:

@@ -2,9 +2,10 @@
 
 That is the learnable parameters and their averages, the optimizers' states, the loss scale of
 float16 and the number of finished steps. Order and noise derive from the seed and the step
-(`b4m.train.randomness`), the learning rate from the step (`b4m.train.schedule`), so neither
+(`b4m.training.randomness`), the learning rate from the step (`b4m.training.schedule`), so neither
 generators nor schedulers need storing. The fingerprint that tells runs apart holds the code too
-(`b4m.train.key`): an adapter half trained by one version and half by another would be of neither.
+(`b4m.training.key`): an adapter half trained by one version and half by another would be of
+neither.
 """
 
 from collections.abc import Mapping

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from b4m.errors import B4MError
-from b4m.evaluate.encoders import INDEPENDENT, TextEncoder, open_encoder, square
-from tests.evaluate.conftest import CONFIG
-from tests.evaluate.world import BODY, draw
+from b4m.evaluation.encoders import INDEPENDENT, TextEncoder, open_encoder, square
+from tests.evaluation.conftest import CONFIG
+from tests.evaluation.world import BODY, draw
 
 
 def test_features_are_unit_vectors_and_do_not_depend_on_the_batch(tiny_clip: Path) -> None:

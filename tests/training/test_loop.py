@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from b4m.errors import B4MError
-from b4m.train import key as keys
-from b4m.train import loop
-from b4m.train.checkpoint import checkpoint_path, read_checkpoint
-from b4m.train.key import key
-from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
-from b4m.train.schedule import rate_factor
+from b4m.training import key as keys
+from b4m.training import loop
+from b4m.training.checkpoint import checkpoint_path, read_checkpoint
+from b4m.training.key import key
+from b4m.training.loop import Batch, LoopConfig, ParameterGroup, fit
+from b4m.training.schedule import rate_factor
 
 TARGETS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 

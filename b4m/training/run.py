@@ -24,10 +24,10 @@ from b4m.bases.sampling import sample
 from b4m.data.cache import Cache
 from b4m.data.manifest import ManifestRow, data_hash
 from b4m.settings import Settings, TrainSettings
-from b4m.train.key import key
-from b4m.train.loop import LoopConfig, NullTracker, Preview, Tracker
-from b4m.train.randomness import derive_seed
-from b4m.train.training_set import Augmentation
+from b4m.training.key import key
+from b4m.training.loop import LoopConfig, NullTracker, Preview, Tracker
+from b4m.training.randomness import derive_seed
+from b4m.training.training_set import Augmentation
 from b4m.version import code_version
 
 _PREVIEW_STEPS = 20

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from b4m.errors import B4MError
-from b4m.evaluate.statistics import Estimate, paired_difference, summarize
+from b4m.evaluation.statistics import Estimate, paired_difference, summarize
 from b4m.io import write_whole
 
 COPY_OF_CONTENT = "copy of the content"

@@ -7,10 +7,10 @@ import pandas as pd
 
 from b4m import __version__
 from b4m.data.dvc import data_md5
-from b4m.evaluate.encoders import Encoder, TextEncoder
-from b4m.evaluate.references import Concept, Prepared, plain_prompt
-from b4m.evaluate.samples import Sample
-from b4m.evaluate.statistics import CONFIDENCE, PAIR, RESAMPLES
+from b4m.evaluation.encoders import Encoder, TextEncoder
+from b4m.evaluation.references import Concept, Prepared, plain_prompt
+from b4m.evaluation.samples import Sample
+from b4m.evaluation.statistics import CONFIDENCE, PAIR, RESAMPLES
 from b4m.io import sha256
 from b4m.version import git_commit
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from b4m.train.loop import Batch, LoopConfig, ParameterGroup, fit
+from b4m.training.loop import Batch, LoopConfig, ParameterGroup, fit
 
 TARGETS = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
 

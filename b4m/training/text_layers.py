@@ -17,8 +17,8 @@ from b4m.bases.base import Base, Conditioning
 from b4m.bases.sampling import text_module
 from b4m.errors import B4MError
 from b4m.settings import TrainSettings
-from b4m.train.loop import ParameterGroup
-from b4m.train.run import Run, exported
+from b4m.training.loop import ParameterGroup
+from b4m.training.run import Run, exported
 
 
 class TextLayers:

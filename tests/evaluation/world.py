@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
 
 from b4m.data.manifest import ManifestRow, write_manifest
-from b4m.evaluate.samples import COLUMNS
+from b4m.evaluation.samples import COLUMNS
 
 SIDE = 128
 BODY = {"mushroom": "#d8453b", "house": "#4f86c6", "fish": "#f2a33a"}

@@ -8,7 +8,7 @@ from b4m.bases.base import Base
 from b4m.data.cache import Cache
 from b4m.data.images import fit_square, load_image
 from b4m.data.manifest import read_manifest, training_rows
-from b4m.train.training_set import Augmentation, Noise, denoising_losses, read_training_set
+from b4m.training.training_set import Augmentation, Noise, denoising_losses, read_training_set
 
 
 def test_draws_have_the_posteriors_mean_and_spread(

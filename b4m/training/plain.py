@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.deltas import LoRADelta, LowRankDelta
 from b4m.settings import TrainSettings
-from b4m.train.loop import Batch, ParameterGroup, fit
-from b4m.train.run import Run, adapted, exported, loop_config
-from b4m.train.text_layers import text_layers
-from b4m.train.training_set import Noise, denoising_losses, read_training_set
+from b4m.training.loop import Batch, ParameterGroup, fit
+from b4m.training.run import Run, adapted, exported, loop_config
+from b4m.training.text_layers import text_layers
+from b4m.training.training_set import Noise, denoising_losses, read_training_set
 
 
 class PairSettings(TrainSettings):

@@ -14,13 +14,13 @@ from PIL import Image
 
 from b4m.data.images import load_image
 from b4m.errors import B4MError
-from b4m.evaluate import metrics
-from b4m.evaluate.encoders import Encoder, Features, Names, TextEncoder, open_encoder
-from b4m.evaluate.provenance import concepts_of, plain_prompts, provenance
-from b4m.evaluate.references import Prepared, read_prepared
-from b4m.evaluate.samples import Sample, read_samples
-from b4m.evaluate.statistics import PAIR
-from b4m.evaluate.tables import (
+from b4m.evaluation import metrics
+from b4m.evaluation.encoders import Encoder, Features, Names, TextEncoder, open_encoder
+from b4m.evaluation.provenance import concepts_of, plain_prompts, provenance
+from b4m.evaluation.references import Prepared, read_prepared
+from b4m.evaluation.samples import Sample, read_samples
+from b4m.evaluation.statistics import PAIR
+from b4m.evaluation.tables import (
     COPY_OF_CONTENT,
     COPY_OF_STYLE,
     IMAGE_COLUMNS,

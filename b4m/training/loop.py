@@ -22,15 +22,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from b4m.errors import B4MError
-from b4m.train.checkpoint import (
+from b4m.training.checkpoint import (
     checkpoint_path,
     read_checkpoint,
     remove_checkpoint,
     write_checkpoint,
 )
-from b4m.train.ema import ParameterAverage
-from b4m.train.randomness import ShuffledIndices, derive_seed
-from b4m.train.schedule import SCHEDULES, rate_factor
+from b4m.training.ema import ParameterAverage
+from b4m.training.randomness import ShuffledIndices, derive_seed
+from b4m.training.schedule import SCHEDULES, rate_factor
 
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 10

@@ -7,9 +7,9 @@ import pytest
 
 from b4m.data.manifest import read_manifest, write_manifest
 from b4m.errors import B4MError
-from b4m.evaluate.references import Concept, plain_prompt, read_prepared
-from b4m.evaluate.samples import read_samples
-from tests.evaluate.world import draw, prepare, sample
+from b4m.evaluation.references import Concept, plain_prompt, read_prepared
+from b4m.evaluation.samples import read_samples
+from tests.evaluation.world import draw, prepare, sample
 
 OCTOPUS = Concept("content", "octopus", "train", (), (), "snq", "animal")
 COMIC = Concept("style", "openmoji", "train", (), (), "w@z", "")

@@ -15,7 +15,7 @@ from b4m.bases.base import Base
 from b4m.bases.sampling import encode_prompts_with, sample
 from b4m.errors import B4MError
 from b4m.files import read_adapter
-from b4m.train import checkpoint
+from b4m.training import checkpoint
 
 SETTINGS = {"rank": 2, "steps": 6, "batch_size": 2, "accumulation": 1, "lr": 1e-2}
 TEXT = {**SETTINGS, "text_lr": 1e-2, "text_rank": 3}
@@ -158,7 +158,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
     out = work / "again.safetensors"
     arguments = ("style", prepared, "stripes", out, "lora", str(tiny_base))
     with monkeypatch.context() as patched:
-        patched.setattr("b4m.train.loop.write_checkpoint", stop)
+        patched.setattr("b4m.training.loop.write_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             verbs.train(*arguments, settings=settings)
     assert not out.exists()

@@ -15,12 +15,12 @@ from PIL import Image
 
 from b4m import verbs
 from b4m.errors import B4MError
-from b4m.evaluate.encoders import ClipEncoder
-from b4m.evaluate.evaluate import evaluate
-from b4m.evaluate.tables import COPY_OF_CONTENT, COPY_OF_STYLE, SCORE_COLUMNS
+from b4m.evaluation.encoders import ClipEncoder
+from b4m.evaluation.evaluate import evaluate
+from b4m.evaluation.tables import COPY_OF_CONTENT, COPY_OF_STYLE, SCORE_COLUMNS
 from b4m.tracking import NullTracker
 from components import evaluate as component
-from tests.evaluate.world import OTHER_PROMPT, PROMPT, prepare, sample
+from tests.evaluation.world import OTHER_PROMPT, PROMPT, prepare, sample
 
 LABELS = ("base", "direct", "b4m")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from b4m.errors import B4MError
-from b4m.evaluate.tables import SCORE_COLUMNS, mean_scores, read_scores, write_scores
+from b4m.evaluation.tables import SCORE_COLUMNS, mean_scores, read_scores, write_scores
 
 ROWS = [
     ("direct", "fish", "007", "a fish", 0, "0.png", "clip_i_content", 0.25, "one"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from b4m.io import sha256
 from b4m.settings import Settings
 
-_ROOMS = ("adapters", "bases", "data", "files", "merging", "methods", "train")
+_ROOMS = ("adapters", "bases", "data", "files", "merging", "methods", "training")
 _PACKAGES = ("torch", "diffusers", "transformers")
 
 

@@ -10,7 +10,7 @@ from b4m.bases.base import Base
 from b4m.data.cache import Cache
 from b4m.data.manifest import read_manifest, training_rows
 from b4m.errors import B4MError
-from b4m.train.training_set import read_training_set
+from b4m.training.training_set import read_training_set
 
 FILLER = "a photo of a very old lighthouse , " * 20
 CUT = "cut to the tokens that the base reads: "

@@ -19,7 +19,7 @@ from b4m.data.images import fit_square, load_image
 from b4m.data.manifest import ManifestRow
 from b4m.data.restyle import identifier, restyle
 from b4m.settings import Restyling
-from b4m.train.randomness import derive_seed
+from b4m.training.randomness import derive_seed
 
 
 @dataclass(frozen=True)

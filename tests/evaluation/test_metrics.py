@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from b4m.evaluate import metrics
+from b4m.evaluation import metrics
 
 RNG = np.random.default_rng(0)
 
