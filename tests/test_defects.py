@@ -86,6 +86,26 @@ def test_d2_two_adapters_together_keep_and_scale_their_text_encoder_layers(
     assert np.abs(image_of(one) - image_of(unet)).max() > 3, "the text encoders' layers are seen"
 
 
+def test_d2_the_scale_reaches_the_layers_of_the_text_encoders(
+    base: Base, pair: list[Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    call = {"prompt": ["a red car"], "base": str(tiny_base)}
+    fast = {"steps": 2, "guidance": 3.0}
+    text = read_adapter(pair[0]).text_layers
+    words = write_adapter(tmp_path / "words.safetensors", Adapter({}, text_layers=text))
+    images = {
+        scale: image_of(
+            verbs.sample(tmp_path / scale, [words], settings=fast | {"scale": scale}, **call)
+        )
+        for scale in ("0", "0.5", "1")
+    }
+    plain = image_of(verbs.sample(tmp_path / "base", settings=fast, **call))
+    assert np.array_equal(images["0"], plain)
+    distances = [np.abs(images[scale] - plain).max() for scale in ("0.5", "1")]
+    assert min(distances) > 3
+    assert np.abs(images["0.5"] - images["1"]).max() > 3
+
+
 def test_d2_the_base_of_each_of_several_adapters_is_checked(
     base: Base, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -156,6 +156,18 @@ def test_provenance_and_adapters_are_on_the_page(one: Path, tmp_path: Path) -> N
         assert shown in text
 
 
+@pytest.mark.parametrize("entry", ["samples", "encoders", "references", "created", "statistics"])
+def test_scores_of_another_version_are_one_sentence(one: Path, tmp_path: Path, entry: str) -> None:
+    shutil.copytree(one, tmp_path / "a")
+    file = tmp_path / "a/scores/provenance.json"
+    whole = json.loads(file.read_text())
+    lacking = {name: value for name, value in whole.items() if name != entry}
+    for wrong in (lacking, whole | {entry: 7}, whole | {entry: [{}]}):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(B4MError, match="run b4m evaluate again"):
+            report(tmp_path / "a", tmp_path / "report.html")
+
+
 def test_many_pairs_have_a_matrix_and_a_grid_each(many: Path, tmp_path: Path) -> None:
     page = read(report(many, tmp_path / "report.html"))
     text = " ".join(page.text)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from b4m.io import check_output
+
 
 @contextmanager
 def messages(verbose: int, file: Path | None) -> Iterator[None]:
@@ -13,9 +15,13 @@ def messages(verbose: int, file: Path | None) -> Iterator[None]:
     Args:
         verbose: 0 leaves stderr as it is, 1 shows what happens, 2 all details.
         file: gets the same, or what happens where `verbose` is 0.
+
+    Raises:
+        B4MError: for a file that cannot be written.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler()] if verbose else []
     if file is not None:
+        check_output(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
     if not handlers:

@@ -44,8 +44,9 @@ def load_image(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")  # of odd metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as opened:
+                deep = any(str(tile.args).endswith(";16B") for tile in opened.tile)
                 opened.load()
-                return _on_white(_eight_bits(_upright(opened)))
+                return _on_white(_eight_bits(_upright(opened), deep))
     except UnidentifiedImageError:
         raise B4MError(f"{path} is not an image that can be read; give PNG, JPEG or WebP") from None
     except PermissionError:
@@ -66,14 +67,24 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits in 8; Pillow's own conversion makes all but the darkest of them white."""
+def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
+    """Greys of 16 bits in 8; Pillow's own conversion makes all but the darkest of them white.
+
+    Of colours Pillow has kept the upper eight bits, but not of the colour that is clear.
+
+    Args:
+        image: of any mode.
+        deep: whether the file has 16 bits.
+    """
+    clear = image.info.get("transparency")
+    if deep and isinstance(clear, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
     grey = Image.fromarray((values >> 8).astype(np.uint8))
-    if "transparency" in image.info:
-        seen = (values != image.info["transparency"]).astype(np.uint8) * 255
+    if clear is not None:
+        seen = (values != clear).astype(np.uint8) * 255
         grey.putalpha(Image.fromarray(seen))
     return grey
 

@@ -58,19 +58,31 @@ def cut_names(text: str, known: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, names)))
 
 
+def find_pair(
+    pair: str, contents: Collection[str], styles: Collection[str]
+) -> tuple[str, str] | None:
+    """Content and style of "content+style", or None if no pair of known names is written so.
+
+    Raises:
+        B4MError: if more than one is.
+    """
+    pieces = canonical(pair).split("+")
+    cuts = [("+".join(pieces[:n]), "+".join(pieces[n:])) for n in range(1, len(pieces))]
+    found = [(content, style) for content, style in cuts if content in contents and style in styles]
+    if len(found) > 1:
+        raise B4MError(f"{pair!r} may be {found[0]} or {found[1]}; rename one of the folders")
+    return found[0] if found else None
+
+
 def cut_pair(pair: str, contents: Collection[str], styles: Collection[str]) -> tuple[str, str]:
     """Content and style of "content+style"; both may have plus signs themselves.
 
     Raises:
         B4MError: if no pair of known names is written so, or more than one.
     """
-    pieces = canonical(pair).split("+")
-    cuts = [("+".join(pieces[:n]), "+".join(pieces[n:])) for n in range(1, len(pieces))]
-    found = [(content, style) for content, style in cuts if content in contents and style in styles]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise B4MError(f"{pair!r} may be {found[0]} or {found[1]}; rename one of the folders")
+    found = find_pair(pair, contents, styles)
+    if found is not None:
+        return found
     raise B4MError(
         f"{pair!r} is not a concept content+style of the data, which has the contents "
         f"{', '.join(sorted(contents)) or 'none'} and the styles "

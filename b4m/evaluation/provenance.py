@@ -4,15 +4,87 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from b4m import __version__
 from b4m.data.dvc import data_md5
+from b4m.errors import B4MError
 from b4m.evaluation.encoders import Encoder, TextEncoder
 from b4m.evaluation.references import Concept, Prepared, plain_prompt
 from b4m.evaluation.samples import Sample
 from b4m.evaluation.statistics import CONFIDENCE, PAIR, RESAMPLES
 from b4m.io import sha256
 from b4m.version import git_commit
+
+
+class _Encoder(BaseModel):
+    id: str
+    metric: str
+    weights_sha256: str
+    preprocessing: object
+    style_gaps: dict[str, float]
+
+
+class _Digest(BaseModel):
+    sha256: str
+
+
+class _Reference(BaseModel):
+    kind: str
+    concept: str
+    role: str
+    files: list[_Digest]
+
+
+class _Prompt(BaseModel):
+    prompt: str
+    plain: str
+    content: str
+    style: str
+
+
+class _Run(BaseModel):
+    label: str
+    method: str
+    base_id: str
+    base_hash: str
+    adapter_hash: str
+    steps: int
+    guidance: float
+
+
+class _Needed(BaseModel):
+    """What the report shows of it; there may be more."""
+
+    created: str
+    b4m_version: str
+    git_commit: str | None
+    data_md5: str | None
+    encoders: list[_Encoder]
+    references: list[_Reference]
+    prompts_for_clip_t: list[_Prompt]
+    seeds: list[int]
+    samples: list[_Run]
+    statistics: dict[str, object]
+
+
+def check_provenance(value: object, where: str) -> None:
+    """Refuse a provenance that lacks what the report shows.
+
+    Raises:
+        B4MError: naming the first entry that is missing or of another kind.
+    """
+    try:
+        needed = _Needed.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        entry = ".".join(map(str, first["loc"])) or "it"
+        problem = f"{entry}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise B4MError(
+            f"{where} is damaged or of another version of b4m ({problem}); run b4m evaluate again"
+        ) from None
+    if not needed.encoders:
+        raise B4MError(f"{where} names no encoder; run b4m evaluate again")
 
 
 def provenance(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from b4m.data.captions import with_article
 from b4m.data.manifest import ManifestRow, read_manifest
+from b4m.data.names import find_pair
 from b4m.errors import B4MError
 
 
@@ -73,20 +74,28 @@ def read_prepared(data: Path) -> Prepared:
         B4MError: when the manifest is missing or malformed, or has no content or no style.
     """
     groups: dict[tuple[str, str], list[ManifestRow]] = {}
-    ground_truths: dict[tuple[str, str], GroundTruth] = {}
-    for row in read_manifest(data):
-        if row.kind == "truth":
-            content, plus, style = row.concept.partition("+")
-            known = ground_truths.get((content, style))
-            if plus and (known is None or known.alignment != "exact"):
-                ground_truths[content, style] = GroundTruth(data / row.file, row.alignment)
-        elif row.kind in ("content", "style") and row.role in ("train", "reference"):
+    rows = read_manifest(data)
+    for row in rows:
+        if row.kind in ("content", "style") and row.role in ("train", "reference"):
             groups.setdefault((row.kind, row.concept), []).append(row)
     for kind in ("content", "style"):
         if not any(key[0] == kind for key in groups):
             raise B4MError(f"{data / 'manifest.csv'} has no {kind} image to compare with")
     concepts = {key: _concept(data, key, members) for key, members in groups.items()}
-    return Prepared(data, concepts, ground_truths)
+    return Prepared(data, concepts, _ground_truths(data, rows, concepts))
+
+
+def _ground_truths(
+    data: Path, rows: Sequence[ManifestRow], concepts: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], GroundTruth]:
+    """Of pairs whose content and style are there; an exact one goes before any other."""
+    names = {kind: {name for own, name in concepts if own == kind} for kind in ("content", "style")}
+    found: dict[tuple[str, str], GroundTruth] = {}
+    for row in rows:
+        pair = find_pair(row.concept, names["content"], names["style"])
+        if row.kind == "truth" and pair and (pair not in found or found[pair].alignment != "exact"):
+            found[pair] = GroundTruth(data / row.file, row.alignment)
+    return found
 
 
 def plain_prompt(prompt: str, concepts: Iterable[Concept], words: Mapping[str, str]) -> str:

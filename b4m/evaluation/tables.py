@@ -14,7 +14,7 @@ import pandas as pd
 
 from b4m.errors import B4MError
 from b4m.evaluation.statistics import Estimate, paired_difference, summarize
-from b4m.io import write_whole
+from b4m.io import read_json, write_whole
 
 COPY_OF_CONTENT = "copy of the content"
 COPY_OF_STYLE = "copy of the style"
@@ -69,14 +69,14 @@ def read_scores(folder: Path) -> Scores:
     Raises:
         B4MError: for a missing or damaged file.
     """
-    provenance = folder / "provenance.json"
     try:
-        return Scores(
-            table=_read(folder / "scores.csv", SCORE_COLUMNS),
-            summary=_estimates(folder / "summary.csv"),
-            differences=_estimates(folder / "differences.csv"),
-            provenance=json.loads(provenance.read_text(encoding="utf-8")),
+        table = _read(folder / "scores.csv", SCORE_COLUMNS)
+        summary, differences = (
+            _estimates(folder / name) for name in ("summary.csv", "differences.csv")
         )
+        provenance = folder / "provenance.json"
+        provenance.stat()  # a missing one is answered as the others are
+        return Scores(table, summary, differences, read_json(provenance, "run b4m evaluate again"))
     except FileNotFoundError as error:
         raise B4MError(f"{error.filename} is missing; run b4m evaluate first") from None
     except (OSError, ValueError) as error:

@@ -66,6 +66,8 @@ class MaskedMerge:
 
     def l1_norms(self) -> tuple[Tensor, Tensor]:
         """L1 norms of content's and of style's masks, (L,) each, over the `shared` layers."""
+        if not self.shared:
+            return (nothing := torch.zeros(0, device=self.base.device)), nothing
         return (
             _sums([self.masks[name].m_content.abs() for name in self.shared]),
             _sums([self.masks[name].m_style.abs() for name in self.shared]),
@@ -73,6 +75,8 @@ class MaskedMerge:
 
     def overlaps(self) -> Tensor:
         """Mean |m_c m_s| of every `shared` layer, (L,); masks on rows or columns."""
+        if not self.shared:
+            return torch.zeros(0, device=self.base.device)
         masks = [self.masks[name] for name in self.shared]
         content = torch.cat([one.m_content for one in masks])
         style = torch.cat([one.m_style for one in masks])

@@ -113,16 +113,17 @@ def start_by_prior(merge: MaskedMerge) -> None:
 
 
 def layer_prior(merge: MaskedMerge, hinge: float = HINGE) -> Tensor:
-    """The prior, a scalar >= 0; see the module's equation."""
+    """The prior, a scalar >= 0, of no shared layer 0; see the module's equation."""
     content_L, style_L = merge.l1_norms()
     device = content_L.device
     masks = [merge.masks[name] for name in merge.shared]
     rank_L = torch.tensor([max(len(m.m_content), len(m.m_style)) for m in masks], device=device)
     roles = [merge.base.family.role_of(name) == "content" for name in merge.shared]
-    content_leads_L = torch.tensor(roles, device=device)
+    content_leads_L = torch.tensor(roles, dtype=torch.bool, device=device)
     own_L = torch.where(content_leads_L, content_L, style_L)
     other_L = torch.where(content_leads_L, style_L, content_L)
-    return ((own_L + hinge * (other_L - own_L).clamp(min=0.0)) / rank_L).mean()
+    terms_L = (own_L + hinge * (other_L - own_L).clamp(min=0.0)) / rank_L
+    return terms_L.sum() / max(len(masks), 1)
 
 
 def renoised(

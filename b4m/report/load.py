@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from b4m.errors import B4MError
+from b4m.evaluation.provenance import check_provenance
 from b4m.evaluation.references import Prepared, read_prepared
 from b4m.evaluation.samples import Sample, read_samples
 from b4m.evaluation.statistics import PAIR, Estimate
@@ -120,6 +121,7 @@ def load(samples: Sequence[Path], scores: Path, data: Path) -> ReportData:
             for digest, used in _adapters(folder / "adapters.json").items()
         },
     )
+    check_provenance(report.scores.provenance, str(scores / "provenance.json"))
     for label in report.labels:
         if report.score(label, "content") is None:
             raise B4MError(

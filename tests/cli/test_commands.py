@@ -31,13 +31,17 @@ def test_a_place_that_cannot_be_written_ends_with_2(
     assert is_one_sentence(errors)
 
 
-def test_a_file_that_cannot_be_used_ends_with_1(
-    b4m: Callable[..., Answer], adapters: tuple[Path, Path], tmp_path: Path
+@pytest.mark.parametrize("place", ["file/run.log", "folder", "file/a/b.log", f"{'x' * 300}.log"])
+def test_a_log_file_that_cannot_be_written_is_told_before_the_work(
+    b4m: Callable[..., Answer], adapters: tuple[Path, Path], tmp_path: Path, place: str
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
-    status, printed, errors = b4m("inspect", adapters[0], "--log-file", tmp_path / "file/run.log")
-    assert (status, printed) == (1, "")
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / "merged.safetensors"
+    status, printed, errors = b4m("merge", *adapters, "--out", out, "--log-file", tmp_path / place)
+    assert (status, printed) == (2, "")
     assert is_one_sentence(errors)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_verbose_and_log_file_say_what_happens_and_leave_the_output_alone(

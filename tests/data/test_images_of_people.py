@@ -72,6 +72,24 @@ def test_the_clear_grey_of_a_sixteen_bit_image_is_white(tmp_path: Path) -> None:
     assert (read[GRID != clear] == (GRID >> 8)[GRID != clear][:, None]).all()
 
 
+@pytest.mark.parametrize("clear", [(0, 0, 200), (0x1234, 0x5678, 0x9ABC), (0xFFFF, 0, 0)])
+def test_the_clear_colour_of_a_sixteen_bit_image_is_white(
+    tmp_path: Path, clear: tuple[int, int, int]
+) -> None:
+    """Known in the upper eight bits, which is all that Pillow reads of such an image."""
+    colours = np.array([[clear, (0x8000, 0x8000, 0x8000), (0x1111, 0, 0xAAAA)]], dtype=">u2")
+    data = b"".join(b"\0" + row.tobytes() for row in colours)
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 1, 16, 2, 0, 0, 0))
+        + _chunk(b"tRNS", struct.pack(">3H", *clear))
+        + _chunk(b"IDAT", zlib.compress(data))
+        + _chunk(b"IEND", b"")
+    )
+    read = np.asarray(load_image(tmp_path / "a.png"))
+    assert read[0].tolist() == [[255] * 3, [128] * 3, [0x11, 0, 0xAA]]
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (3, 1300)])
 def test_every_mode_and_shape_is_rgb_over_white(

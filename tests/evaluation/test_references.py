@@ -1,6 +1,7 @@
 """What is compared with what: references, ground truth, prompts without triggers, samples."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_held_back_images_are_the_references(tmp_path: Path) -> None:
     assert not set(fish.references) & set(fish.trained)
     assert ("style", "partner style") not in prepared.concepts
     assert prepared.ground_truths["fish", "outlined"].alignment == "exact"
+
+
+@pytest.mark.parametrize("style", ["outlined", "x+outlined"])
+@pytest.mark.parametrize("content", ["fish", "c+fish", "fish+"])
+def test_a_ground_truth_is_found_whatever_plus_signs_its_names_have(
+    tmp_path: Path, content: str, style: str
+) -> None:
+    folder = prepare(tmp_path / "data", ["fish"], ["outlined"])
+    names = {"fish": content, "outlined": style, "fish+outlined": f"{content}+{style}"}
+    rows = [
+        replace(row, concept=names.get(row.concept, row.concept)) for row in read_manifest(folder)
+    ]
+    write_manifest(folder, rows)
+    assert list(read_prepared(folder).ground_truths) == [(content, style)]
 
 
 def test_training_images_serve_where_nothing_was_held_back(tmp_path: Path) -> None:
