@@ -15,7 +15,7 @@ export NO_MKDOCS_2_WARNING ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test slow check docs notebooks ui
+.PHONY: help setup data demo test slow check docs notebooks ui image e2e manifests
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,3 +65,14 @@ notebooks: setup data ## run docs/notebooks from top to bottom
 ui: setup ## browse the runs with MLflow
 	@echo "MLflow on http://127.0.0.1:$(PORT), Ctrl-C ends it"
 	@$(BIN)/python -m mlflow server --backend-store-uri sqlite:///runs/mlflow.db --workers 1 --port $(PORT)
+
+image: data ## build the container image with podman; TARGET=cuda, BASE=IMAGE
+	@$(PYTHON) infra/image.py --target $(or $(TARGET),cpu) $(if $(BASE),--base $(BASE))
+
+TOOLS := build/tools
+$(TOOLS)/installed: infra/tools.txt
+	@$(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install -q -r infra/tools.txt
+	@touch $@
+
+manifests: setup $(TOOLS)/installed ## check the manifests and the Containerfile with the tools of their trade
+	@PATH="$(abspath $(TOOLS)/bin):$$PATH" $(BIN)/python -m pytest tests/infra $(ARGS)

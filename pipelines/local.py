@@ -16,6 +16,7 @@ from kfp.dsl import base_component
 
 from b4m.errors import B4MError
 from b4m.tracking import end_pipeline, tracking_uri
+from pipelines.containers import honour_exit_status
 from pipelines.pods import comparison_of
 from pipelines.results import Results, clear
 from pipelines.transcript import Task, Transcript
@@ -153,6 +154,7 @@ def _missing_database() -> List[str]:
 def _runner(kind: str) -> Any:
     if kind == "subprocess":
         return local.SubprocessRunner(use_venv=False)
+    honour_exit_status()
     here = Path.cwd()
     folders = [here / name for name in ("data", "runs") if (here / name).is_dir()]
     return local.DockerRunner(
