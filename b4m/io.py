@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, text that people wrote, and hashes.
+"""Files and folders that are there whole or not at all, claims, text that people wrote, hashes.
 
 Whatever keeps a file from being written is a B4MError that names it, and what was there stays.
 """
@@ -17,6 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from b4m.errors import B4MError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _log = logging.getLogger(__name__)
 _LONGEST_NAME = 255  # bytes
@@ -106,6 +111,28 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Whether this process alone holds a claim for the block's time; False if another one does.
+
+    The claim ends with the process, however it ends.
+
+    Args:
+        file: a small file that stands for what is claimed; its folder is made if needed.
+    """
+    if fcntl is None:  # no such locks on this system: one process at a time
+        yield True
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def _beside(place: Path, folder: bool = False) -> Path:

@@ -65,7 +65,11 @@ class Jobs:
         compared: dict[str, Any] = values["comparison"]
         lists = {k: tuple(compared[k]) for k in ("contents", "styles", "methods")}
         return cls(
-            Comparison(**lists, pairing=compared["pairing"]),
+            Comparison(
+                **lists,
+                pairing=compared["pairing"],
+                strengths=tuple(compared["strengths"]),
+            ),
             Plan.from_dict(values["plan"]),
             JobSettings(**values["settings"]),
         )
@@ -128,7 +132,7 @@ def train_shard(task: Task, out: str | Path) -> None:
     folder = Path(out)
 
     def train(job: TrainJob) -> bool:
-        values = task.jobs.settings.train[job.training]
+        values = task.jobs.settings.of_training(job)
         file = None if task.bulk else _file(folder, job.key)
         finished, kept = train_once(
             job.kind, task.data, job.concept, file, job.training, task.base, settings=values
@@ -161,7 +165,7 @@ def merge_shard(task: Task, adapters: str | Path, out: str | Path) -> None:
                 job.method,
                 task.base,
                 task.data,
-                settings=task.jobs.settings.merge[job.method],
+                settings=task.jobs.settings.of_merge(job),
             )
         if point:
             _point(folder, job.key, finished)
@@ -196,9 +200,10 @@ def sample_shard(task: Task, adapters: str | Path, out: str | Path, seeds: Itera
                 label=job.label,
                 combine=job.combine,
                 base=task.base,
-                settings=task.jobs.settings.sample[job.combine],
+                settings=task.jobs.settings.of_sample(job),
                 content=job.content,
                 style=job.style,
+                weight=job.weights,
             )
         shutil.copytree(made, folder / f"{places[job.key]:06d}-{job.key}")
         return kept
@@ -312,7 +317,7 @@ def _samples(task: Task, job: SampleJob, files: Sequence[Path], seeds: Sequence[
     from b4m.data.manifest import read_manifest
     from b4m.training.key import key
 
-    values = task.jobs.settings.sample[job.combine]
+    values = task.jobs.settings.of_sample(job)
     chosen = settings_of(job.combine)
     base = load(task.base, resolve(chosen, values, method=job.combine))
     digest = key(

@@ -54,14 +54,14 @@ class Results:
         jobs = plan(self.comparison)
         if len(self.comparison.pairs) > 1:
             return {job.key: job.key for job in jobs.trainings}
-        first = self.comparison.methods[0]
+        first = self.comparison.rows[0]
         names = {}
-        for merge in (job for job in jobs.merges if job.method == first):
+        for merge in (job for job in jobs.merges if job.method == first.method):
             names = {
                 "merged": merge.key,
                 **dict(zip(("content", "style"), merge.inputs, strict=True)),
             }
-        for sample in (job for job in jobs.samples if job.label == first and not names):
+        for sample in (job for job in jobs.samples if job.label == first.label and not names):
             kinds = {job.key: job.kind for job in jobs.trainings}
             names = {kinds[key]: key for key in sample.adapters}
         return names

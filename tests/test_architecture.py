@@ -38,6 +38,7 @@ BELOW: dict[str, set[str]] = {
     "methods": {*_SURFACE, "adapters", "bases", "files", "data", "training", "merging"},
     "plan": {*_SURFACE, "methods"},
     "shards": {*_SURFACE, "plan"},
+    "presets": {*_SURFACE, "methods"},
     "evaluation": {*_SURFACE, "data"},
     "report": {*_SURFACE, "data", "methods", "plan", "evaluation"},
     "tracking": {*_SURFACE, "data"},

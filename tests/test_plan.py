@@ -6,10 +6,21 @@ from hypothesis import strategies as st
 
 from b4m.errors import B4MError
 from b4m.methods import METHODS, TRAININGS
-from b4m.plan import BASELINES, PLAIN, REFERENCE_METHOD, SUM, Comparison, Plan, plan
+from b4m.plan import (
+    BASELINES,
+    PLAIN,
+    REFERENCE_METHOD,
+    SUM,
+    Comparison,
+    Plan,
+    drawn_at,
+    plan,
+    row_and_strength,
+)
 
 CONTENTS = ("cat", "owl", "fox")
 STYLES = ("ink", "oil")
+ROWS = (*METHODS, "ziplora:axis=rows", "b4m:train.split=0,steps=3", "klora:pattern=s*")
 
 
 def plan_of(*methods: str, contents: tuple[str, ...] = CONTENTS, pairing: str = "every") -> Plan:
@@ -28,7 +39,8 @@ def comparisons(draw: st.DrawFn) -> Comparison:
     if pairing == "matching":
         count = min(len(contents), len(styles))
         contents, styles = contents[:count], styles[:count]
-    return Comparison(contents, styles, draw(some(tuple(METHODS))), pairing)
+    strengths = draw(st.sampled_from([(), (-0.4, 0.4)]))
+    return Comparison(contents, styles, draw(some(ROWS)), pairing, strengths)
 
 
 @given(comparisons())
@@ -61,12 +73,14 @@ def test_keys_are_unique(comparison: Comparison) -> None:
 def test_counts_are_those_of_pairs_and_rows(comparison: Comparison) -> None:
     jobs = plan(comparison)
     rows, pairs = comparison.rows, len(comparison.pairs)
-    files = [name for name in rows if METHODS[name].result == "file"]
+    files = [row for row in rows if METHODS[row.method].result == "file"]
     assert len(jobs.merges) == len(files) * pairs
-    assert len(jobs.samples) == (len(rows) + len(BASELINES)) * pairs
-    ways = {PLAIN} | {METHODS[name].training for name in rows if METHODS[name].result != "adapter"}
+    drawn = len(rows) * (1 + len(comparison.strengths)) + len(BASELINES)
+    assert len(jobs.samples) == drawn * pairs
+    single = [row for row in rows if METHODS[row.method].result != "adapter"]
+    ways = {(PLAIN, ())} | {(METHODS[row.method].training, row.trained) for row in single}
     singles = len(ways) * (len(comparison.contents) + len(comparison.styles))
-    joint = pairs if "joint" in rows else 0
+    joint = pairs * sum(row.method == "joint" for row in rows)
     assert len(jobs.trainings) == singles + joint
 
 
@@ -79,7 +93,8 @@ def test_baselines_stand_once_beside_every_pair_and_are_plain_adapters(
         of_pair = [job for job in jobs.samples if (job.content, job.style) == (content, style)]
         labels = [job.label for job in of_pair]
         assert labels[:3] == ["base", "content only", "style only"]
-        assert labels[3:] == comparison.rows
+        at = (0.0, *comparison.strengths)
+        assert labels[3:] == [drawn_at(row.label, t) for row in comparison.rows for t in at]
         assert of_pair[0].adapters == ()
         assert of_pair[1].adapters == (f"content-{content}-{PLAIN}",)
         assert of_pair[2].adapters == (f"style-{style}-{PLAIN}",)
@@ -133,6 +148,30 @@ def test_a_method_is_given_adapters_of_its_own_way_of_training(method: str) -> N
             assert merge.learned == METHODS[method].learned
 
 
+def test_strengths_cost_images_and_neither_trainings_nor_merges() -> None:
+    once, swept = (
+        plan(Comparison(("cat",), STYLES, ("b4m", "klora", "joint"), strengths=strengths))
+        for strengths in ((), (-0.4, 0.4))
+    )
+    assert (swept.trainings, swept.merges) == (once.trainings, once.merges)
+    by_label = {job.label: job for job in swept.samples if job.style == "ink"}
+    b4m = by_label["b4m style+0.4"]
+    assert b4m.adapters == ("merged-cat+ink-b4m", "style-ink-b4m", "content-cat-b4m")
+    assert b4m.weights == (1.0, 0.4, -0.4)
+    assert by_label["joint style-0.4"].adapters[1:] == ("style-ink-lora", "content-cat-lora")
+    klora = by_label["klora style-0.4"]
+    assert (klora.weights, klora.combine) == ((1.4, 0.6), "klora")
+    assert row_and_strength("b4m steps=3 style+0.4") == ("b4m steps=3", 0.4)
+    assert row_and_strength("style only") == ("style only", 0.0)
+
+
+def test_a_row_with_settings_of_training_has_adapters_of_its_own() -> None:
+    jobs = plan_of("b4m", "b4m:steps=3", "b4m:train.split=0", contents=("cat",))
+    inputs = {job.key: job.inputs[0] for job in jobs.merges if job.style == "ink"}
+    assert inputs["merged-cat+ink-b4m-steps=3"] == inputs["merged-cat+ink-b4m"]
+    assert inputs["merged-cat+ink-b4m-train.split=0"] == "content-cat-b4m-split=0"
+
+
 def test_matching_pairs_are_first_with_first() -> None:
     jobs = plan_of("svd", contents=("cat", "owl"), pairing="matching")
     pairs = {(job.content, job.style) for job in jobs.samples}
@@ -142,13 +181,15 @@ def test_matching_pairs_are_first_with_first() -> None:
 def test_a_plan_is_plain_data() -> None:
     import json
 
-    jobs = plan_of("b4m", "klora", "joint")
+    methods = ("b4m", "klora", "joint", "ziplora:axis=rows")
+    jobs = plan(Comparison(CONTENTS, STYLES, methods, strengths=(0.4,)))
     values = json.loads(json.dumps(jobs.as_dict()))
     assert [one["key"] for one in values["trainings"]] == [job.key for job in jobs.trainings]
     assert [tuple(one["inputs"]) for one in values["merges"]] == [job.inputs for job in jobs.merges]
     assert [one["adapters"] for one in values["samples"]] == [
         list(job.adapters) for job in jobs.samples
     ]
+    assert Plan.from_dict(values) == jobs
 
 
 @pytest.mark.parametrize(
@@ -163,6 +204,12 @@ def test_a_plan_is_plain_data() -> None:
         ({"methods": ()}, "no methods were given"),
         ({"methods": ("magic",)}, "unknown method 'magic'"),
         ({"pairing": "some"}, "unknown pairing 'some'"),
+        ({"methods": ("svd:rank",)}, "'rank' is not a setting"),
+        ({"methods": ("svd:rank=a b",)}, "plain names and values"),
+        ({"methods": ("joint:rank=3",)}, "joint merges nothing"),
+        ({"methods": ("svd:rank=3", "svd:rank=3")}, "is given twice among the methods"),
+        ({"strengths": (0.4, 0.4)}, "a strength is given twice"),
+        ({"strengths": (1.0,)}, "strength 1.0 must be between -1 and 1"),
         ({"pairing": "matching"}, "3 contents do not match 2 styles"),
     ],
 )

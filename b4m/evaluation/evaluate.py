@@ -70,7 +70,8 @@ def evaluate(
         for encoder, features in zip(encoders, encoded, strict=True)
     ]
     table = pd.concat([*parts, _by_pixels(images)], ignore_index=True)
-    label = next((sample.label for sample in sampled if sample.method == baseline), "")
+    same = [sample.label for sample in sampled if sample.method == baseline]
+    label = baseline if baseline in same else next(iter(same), "")
     gaps = [_style_gaps(features, images, prepared) for features in encoded]
     record = provenance(sampled, images, prepared, encoders, gaps)
     return write_scores(Path(out), table, label, record)

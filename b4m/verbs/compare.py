@@ -1,16 +1,19 @@
-"""Contents x styles x methods in one process: the planner's jobs, what is there already kept.
+"""Contents x styles x methods in one folder: the planner's jobs, what is there already kept.
 
     out/data                     prepared images of all contents and styles
     out/adapters/KEY             trained and merged adapters by the key of their job
     out/samples/KEY              baselines, then methods
     out/scores, out/report.html, out/contact.png
+    out/times.csv                seconds of each job
 
-A comparison that was killed goes on where it stopped. A folder belongs to one comparison: other
-arguments in the same folder are refused, because old images would answer them.
+A comparison that was killed goes on where it stopped, and several processes that are given the same
+command share its jobs. A folder belongs to one comparison: other arguments in the same folder are
+refused, because old images would answer them.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,23 +22,29 @@ from b4m.data.names import canonical
 from b4m.errors import B4MError
 from b4m.io import check_output, read_json, write_whole
 from b4m.methods import merge_rule, training
-from b4m.plan import Comparison, Plan, plan
+from b4m.plan import Comparison, MergeJob, Plan, SampleJob, TrainJob, plan
+from b4m.presets import preset as preset_of
 from b4m.settings import (
     DEFAULT_BASE,
     DEFAULT_EVALUATOR,
     KINDS,
     Overrides,
     parse_pairs,
+    resolve,
     shared,
 )
+from b4m.verbs.cost import cost_of
 from b4m.verbs.evaluate import evaluate
 from b4m.verbs.merge import merge
 from b4m.verbs.prepare import prepare
+from b4m.verbs.queue import Step, alone, carry_out
 from b4m.verbs.report import report
 from b4m.verbs.sample import check_seeds, sample, settings_of
 from b4m.verbs.train import train
 
 LOCK = "comparison.json"
+_RECORDED = 50
+"""Most merges that are each recorded in MLflow."""
 
 
 @dataclass(frozen=True)
@@ -73,75 +82,108 @@ class JobSettings:
     merge: Mapping[str, Mapping[str, Any]]
     sample: Mapping[str, Mapping[str, Any]]
 
+    def of_training(self, job: TrainJob) -> dict[str, Any]:
+        """The explicit settings of a training, its row's own before those of all."""
+        return {**self.train[job.training], **_scoped(job.training, job.settings)}
+
+    def of_merge(self, job: MergeJob) -> dict[str, Any]:
+        """The explicit settings of a merge, likewise."""
+        return {**self.merge[job.method], **_scoped(job.method, job.settings)}
+
+    def of_sample(self, job: SampleJob) -> dict[str, Any]:
+        """The explicit settings of generating images, likewise."""
+        return {**self.sample[job.combine], **_scoped(job.combine, job.settings)}
+
 
 def compare(
-    source: str | Path,
-    out: str | Path,
-    content: Sequence[str],
-    style: Sequence[str],
-    method: Sequence[str] = ("b4m", "direct"),
-    seed: Sequence[int] = (0, 1),
+    source: str | Path = "",
+    out: str | Path = "",
+    content: Sequence[str] = (),
+    style: Sequence[str] = (),
+    method: Sequence[str] = (),
+    seed: Sequence[int] = (),
     style_images: int = 5,
     pairing: str = "every",
     base: str = DEFAULT_BASE,
-    evaluator: str = DEFAULT_EVALUATOR,
+    evaluator: str = "",
     train_with: Sequence[str] = (),
     merge_with: Sequence[str] = (),
     sample_with: Sequence[str] = (),
+    strength: Sequence[float] = (),
+    preset: str = "",
+    dry_run: bool = False,
 ) -> Path:
     """Compare methods on every pair of some contents and styles, in one report.
 
     Beside the methods stand the base, each adapter alone and the direct merge. Every method starts
     from the same noise. A comparison that was killed goes on where it stopped when the same command
-    is given again.
+    is given again, and several processes that are given the same command share the work.
 
     Args:
         source: folder of an EmojiGrid, or your own folder with content/NAME and style/NAME
-        out: folder for data, adapters, images, scores and report.html
+        out: folder for data, adapters, images, scores and report.html; runs/PRESET if left out
         content: names of contents
         style: names of styles
-        method: merges (see merge), klora or joint
-        seed: one image per pair, method and seed
+        method: merges (see merge), klora or joint, or METHOD:NAME=VALUE,train.NAME=VALUE for one
+            with settings of its own; b4m and direct if left out
+        seed: one image per pair, method and seed; 0 and 1 if left out
         style_images: images that a style is trained on
         pairing: every content with every style, or matching: first with first, and so on
         base: base model: a folder, a hub id or a single-file checkpoint
-        evaluator: a folder, or an open_clip MODEL:WEIGHTS; more after commas check the first
+        evaluator: a folder, or an open_clip MODEL:WEIGHTS; more after commas check the first;
+            mini-CLIP if left out
         train_with: settings of train, as NAME=VALUE, or METHOD.NAME=VALUE for one of several
         merge_with: settings of merge, likewise
         sample_with: settings of sample, likewise
+        strength: draw every method also this much nearer to the style (0.4) or content (-0.4)
+        preset: a comparison with a name, contest, tuning or ablations; arguments go before it
+        dry_run: only say how many jobs there are and how long they take
 
     Returns:
-        Path of the report.
+        Path of the report; of the folder where nothing was to be done but to say so.
 
     Raises:
         B4MError: for unknown names, methods or settings, or an `out` with another comparison.
     """
     from b4m.tracking import children_of, open_tracker
 
-    check_seeds(seed)
-    check_output(Path(out) / LOCK)
+    known = preset_of(preset) if preset else None
+    folder = Path(out or (f"runs/{preset}" if preset else ""))
+    if folder == Path():
+        raise B4MError("there is no place for the results; give a folder with --out")
+    given = tuple(seed) or (known.seeds if known else (0, 1))
+    check_seeds(given)
+    check_output(folder / LOCK)
     spec = ComparisonSpec(
-        source=str(source),
+        source=str(source) or (known.source if known else ""),
         comparison=Comparison(
-            tuple(map(canonical, content)), tuple(map(canonical, style)), tuple(method), pairing
+            tuple(map(canonical, content)) or (known.contents if known else ()),
+            tuple(map(canonical, style)) or (known.styles if known else ()),
+            tuple(method) or (known.methods if known else ("b4m", "direct")),
+            pairing,
+            tuple(strength) or (known.strengths if known else ()),
         ),
-        seeds=tuple(seed),
+        seeds=given,
         style_images=style_images,
         base=base,
-        evaluator=evaluator,
-        train=parse_pairs(train_with),
-        merge=parse_pairs(merge_with),
-        sample=parse_pairs(sample_with),
+        evaluator=evaluator or (known.evaluator if known else DEFAULT_EVALUATOR),
+        train=parse_pairs([*(known.train if known else ()), *train_with]),
+        merge=parse_pairs([*(known.merge if known else ()), *merge_with]),
+        sample=parse_pairs([*(known.sample if known else ()), *sample_with]),
     )
+    if not spec.source:
+        raise B4MError("there are no images to compare with; name their folder")
     jobs = plan(spec.comparison)
     settings = job_settings(jobs, spec.train, spec.merge, spec.sample)
-    name = f"compare/{Path(out).name}"
+    if dry_run:
+        print(cost_of(jobs, len(spec.seeds), folder))
+        return folder
     with (
-        open_tracker(name, "compare", settings=asdict(spec)) as tracker,
+        open_tracker(f"compare/{folder.name}", "compare", settings=asdict(spec)) as tracker,
         children_of(tracker.run_id),
     ):
-        _write_lock(spec, Path(out))
-        return _run(spec, jobs, settings, Path(out))
+        _write_lock(spec, folder)
+        return _run(spec, jobs, settings, folder)
 
 
 def job_settings(
@@ -152,14 +194,27 @@ def job_settings(
     Raises:
         B4MError: for a setting that no job reads, or a value out of range.
     """
-    ways = dict.fromkeys(job.training for job in jobs.trainings)
-    merges = dict.fromkeys(job.method for job in jobs.merges)
-    combined = dict.fromkeys(job.combine for job in jobs.samples)
-    return JobSettings(
-        shared({way: training(way).settings for way in ways}, train_with, kinds=KINDS),
-        shared({name: merge_rule(name).settings for name in merges}, merge_with),
-        shared({name: settings_of(name) for name in combined}, sample_with),
+    ways = {job.training: training(job.training).settings for job in jobs.trainings}
+    merges = {job.method: merge_rule(job.method).settings for job in jobs.merges}
+    combined = {job.combine: settings_of(job.combine) for job in jobs.samples}
+    settings = JobSettings(
+        shared(ways, train_with, kinds=KINDS),
+        shared(merges, merge_with),
+        shared(combined, sample_with),
     )
+    for trained in jobs.trainings:
+        way = trained.training
+        resolve(ways[way], settings.of_training(trained), method=way, kind=trained.kind)
+    for merged in jobs.merges:
+        resolve(merges[merged.method], settings.of_merge(merged), method=merged.method)
+    for drawn in jobs.samples:
+        resolve(combined[drawn.combine], settings.of_sample(drawn), method=drawn.combine)
+    return settings
+
+
+def _scoped(way: str, own: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A row's own settings, for its method alone, so that they go before those of all."""
+    return {name if "." in name else f"{way}.{name}": value for name, value in own}
 
 
 def _write_lock(spec: ComparisonSpec, out: Path) -> None:
@@ -182,36 +237,73 @@ def _write_lock(spec: ComparisonSpec, out: Path) -> None:
 def _run(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -> Path:
     """Do what is missing and return the report's path."""
     data = out / "data"
-    if not data.exists():
-        contents, styles = spec.comparison.contents, spec.comparison.styles
-        prepare(spec.source, data, ",".join(contents), ",".join(styles), spec.style_images)
+    with alone(out, "data"):
+        if not data.exists():
+            contents, styles = spec.comparison.contents, spec.comparison.styles
+            prepare(spec.source, data, ",".join(contents), ",".join(styles), spec.style_images)
+    carry_out(_steps(spec, jobs, settings, out), out)
+    folders = [_images(out, job.key) for job in jobs.samples]
+    with alone(out, "scores"):
+        evaluate(folders, data, out / "scores", spec.evaluator)
+        return report(folders, out / "scores", data, out / "report.html", spec.comparison.title)
 
-    def adapter(key: str) -> Path:
-        return out / "adapters" / f"{key}.safetensors"
 
-    for job in jobs.trainings:
-        file, values = adapter(job.key), settings.train[job.training]
-        if not file.exists():
+def _steps(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -> list[Step]:
+    """The plan's jobs with what each makes, needs and does."""
+    data = out / "data"
+    bulk = len(jobs.merges) > _RECORDED
+
+    def training_step(job: TrainJob) -> Step:
+        file, values = _adapter(out, job.key), settings.of_training(job)
+
+        def do() -> None:
             train(job.kind, data, job.concept, file, job.training, spec.base, settings=values)
-    for merging in jobs.merges:
-        file, values = adapter(merging.key), settings.merge[merging.method]
-        if not file.exists():
-            content, style = (adapter(key) for key in merging.inputs)
-            merge(content, style, file, merging.method, spec.base, data, settings=values)
-    folders = [out / "samples" / job.key for job in jobs.samples]
-    for folder, sampling in zip(folders, jobs.samples, strict=True):
-        if not folder.exists():
+
+        return Step(job.key, "training", job.training, file, (), do)
+
+    def merge_step(job: MergeJob) -> Step:
+        file, values = _adapter(out, job.key), settings.of_merge(job)
+        content, style = (_adapter(out, key) for key in job.inputs)
+
+        def do() -> None:
+            from b4m.tracking import unrecorded
+
+            with unrecorded() if bulk else nullcontext():
+                merge(content, style, file, job.method, spec.base, data, settings=values)
+
+        return Step(job.key, "merge", job.method, file, (content, style), do)
+
+    def sample_step(job: SampleJob) -> Step:
+        folder, values = _images(out, job.key), settings.of_sample(job)
+        files = [_adapter(out, key) for key in job.adapters]
+
+        def do() -> None:
             sample(
                 folder,
-                [adapter(key) for key in sampling.adapters],
+                files,
                 data,
                 seed=spec.seeds,
-                label=sampling.label,
-                combine=sampling.combine,
+                label=job.label,
+                combine=job.combine,
                 base=spec.base,
-                settings=settings.sample[sampling.combine],
-                content=sampling.content,
-                style=sampling.style,
+                settings=values,
+                content=job.content,
+                style=job.style,
+                weight=job.weights,
             )
-    evaluate(folders, data, out / "scores", spec.evaluator)
-    return report(folders, out / "scores", data, out / "report.html", spec.comparison.title)
+
+        return Step(job.key, "images", job.label, folder, tuple(files), do)
+
+    return [
+        *map(training_step, jobs.trainings),
+        *map(merge_step, jobs.merges),
+        *map(sample_step, jobs.samples),
+    ]
+
+
+def _adapter(out: Path, key: str) -> Path:
+    return out / "adapters" / f"{key}.safetensors"
+
+
+def _images(out: Path, key: str) -> Path:
+    return out / "samples" / key

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def sample(
     settings: Values = None,
     content: str = "",
     style: str = "",
+    weight: Sequence[float] = (),
 ) -> Path:
     """Generate images with an adapter, with several at once, or with the base alone.
 
@@ -45,6 +47,7 @@ def sample(
         settings: what sampling in this way reads, by name
         content: of a prepared folder with several contents, this one
         style: of a prepared folder with several styles, this one
+        weight: factor on each adapter in their order; 1 for all if left out
 
     Returns:
         `out`.
@@ -53,8 +56,7 @@ def sample(
         B4MError: for unreadable files, an adapter of another base, or no prompt.
     """
     overrides = dict(settings or {})
-    check_seeds(seed)
-    check_each_once("prompt", prompt)
+    _check(seed, prompt, weight, adapter)
     model_of_settings = settings_of(combine)
     checked = resolve(model_of_settings, overrides, method=combine)
     from b4m.bases.sampling import sample as generate
@@ -69,7 +71,7 @@ def sample(
     )
     model = load(base, checked)
     resolved = resolve(model_of_settings, overrides, model.recipe.get("sample"), combine)
-    deltas, hook = _combined(adapters, combine, model, resolved)
+    deltas, hook = _combined(_weighted(adapters, weight), combine, model, resolved)
     images = generate(
         model,
         [text for text, _, _ in jobs],
@@ -97,8 +99,18 @@ def sample(
         for text, content, style in jobs
         for number in seed
     ]
-    about = {hashes: {"files": [asdict(one.metadata) for one in adapters]}} if files else {}
-    return write_samples(Path(out), rows, images, about)
+    return write_samples(Path(out), rows, images, _about(hashes, adapters, weight))
+
+
+def _check(
+    seeds: Sequence[int],
+    prompts: Sequence[str],
+    weights: Sequence[float],
+    adapters: Sequence[object],
+) -> None:
+    check_seeds(seeds)
+    check_each_once("prompt", prompts)
+    check_weights(weights, adapters)
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -120,6 +132,16 @@ def check_each_once(what: str, values: Sequence[object]) -> None:
     twice = [value for number, value in enumerate(values) if value in values[:number]]
     if twice:
         raise B4MError(f"{what} {twice[0]!r} is given twice; give it once")
+
+
+def check_weights(weights: Sequence[float], adapters: Sequence[object]) -> None:
+    """Refuse weights that are not one for each adapter, or not finite."""
+    if weights and len(weights) != len(adapters):
+        raise B4MError(
+            f"{len(weights)} weights were given for {len(adapters)} adapters; give one for each"
+        )
+    if not all(map(isfinite, weights)):
+        raise B4MError(f"a weight of {', '.join(map(str, weights))} is not finite; give numbers")
 
 
 def settings_of(combine: str) -> type[SampleSettings]:
@@ -176,12 +198,26 @@ def _method(adapters: Sequence["Adapter"], combine: str) -> str:
     """Name of what generates: "base", "content only", "direct", "b4m", ..."""
     if not adapters:
         return "base"
-    if len(adapters) > 1:
-        return combine
     metadata = adapters[0].metadata
+    if len(adapters) > 1 and (combine != SUM or metadata.stage not in {"merged", "joint"}):
+        return combine
     if metadata.stage in {"content", "style"}:
         return f"{metadata.stage} only"
     return metadata.method or "adapter"
+
+
+def _weighted(adapters: Sequence["Adapter"], weights: Sequence[float]) -> Sequence["Adapter"]:
+    if not weights:
+        return adapters
+    return [adapter.scale(w) for adapter, w in zip(adapters, weights, strict=True)]
+
+
+def _about(
+    hashes: str, adapters: Sequence["Adapter"], weights: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    """What adapters.json says of them; nothing for the base alone."""
+    used: dict[str, Any] = {"files": [asdict(adapter.metadata) for adapter in adapters]}
+    return {hashes: used | ({"weights": list(weights)} if weights else {})} if adapters else {}
 
 
 def _combined(
