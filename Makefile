@@ -69,6 +69,9 @@ ui: setup ## browse the runs with MLflow
 image: data ## build the container image with podman; TARGET=cuda, BASE=IMAGE
 	@$(PYTHON) infra/image.py --target $(or $(TARGET),cpu) $(if $(BASE),--base $(BASE))
 
+e2e: data ## everything in containers on a bare Debian machine, as root: build/e2e/transcript.txt
+	@$(BIN)/python -m infra.e2e $(ARGS)
+
 TOOLS := build/tools
 $(TOOLS)/installed: infra/tools.txt
 	@$(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install -q -r infra/tools.txt

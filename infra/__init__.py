@@ -1,0 +1,1 @@
+"""Image, cluster and the end-to-end run."""
