@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup data demo test slow check docs notebooks ui image e2e manifests
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## install everything into .venv, once
 
@@ -77,5 +77,5 @@ $(TOOLS)/installed: infra/tools.txt
 	@$(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install -q -r infra/tools.txt
 	@touch $@
 
-manifests: setup $(TOOLS)/installed ## check the manifests and the Containerfile with the tools of their trade
+manifests: setup $(TOOLS)/installed ## check the manifests and the image by Kubernetes' schemas, checkov, hadolint
 	@PATH="$(abspath $(TOOLS)/bin):$$PATH" $(BIN)/python -m pytest tests/infra $(ARGS)

@@ -69,7 +69,7 @@ def _pages(repo_root: Path) -> list[Path]:
 
 
 def test_commands_in_the_documentation_name_targets_and_paths_that_exist(repo_root: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (repo_root / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z0-9]+):", (repo_root / "Makefile").read_text(), re.M))
     wrong = []
     for page in _pages(repo_root):
         text = page.read_text(encoding="utf-8")
@@ -77,7 +77,7 @@ def test_commands_in_the_documentation_name_targets_and_paths_that_exist(repo_ro
         for command in (line for pair in code for line in "".join(pair).splitlines()):
             wrong += [
                 f"{page.name}: make {name}"
-                for name in re.findall(r"^(?:\w+=\S+ )*make ([a-z]+)", command.strip())
+                for name in re.findall(r"^(?:\w+=\S+ )*make ([a-z0-9]+)", command.strip())
                 if name not in targets
             ]
             paths = re.findall(
