@@ -1,6 +1,6 @@
-"""Say what an adapter file is, or how two of them meet."""
+"""Say what an adapter file is, or how several of them meet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,85 +8,77 @@ from b4m.errors import B4MError
 
 
 def inspect(
-    file: str | Path, other: str | Path = "", table: bool = False, plot: str | Path = ""
+    files: Sequence[str | Path], json: bool = False, image: str | Path = ""
 ) -> dict[str, Any] | str:
     """Say what an adapter file is: its naming style, ranks, layers, energy and metadata.
 
-    Of two files: how they meet, layer by layer and block by block. Cosine, norms, and how far they
-    read and write the same directions tell what a merge of the two is up against.
+    Of two files or more: how they meet, block by block. Norms, cosines, and how far they read and
+    write the same directions tell what a merge of them is up against, and what to do about it.
 
     Args:
-        file: adapter file of any tool
-        other: a second one, of the same base
-        table: of two files, a table for people instead of JSON
-        plot: of two files, an image to write (.svg)
+        files: adapter files of any tool; several of one base
+        json: of several files, facts as JSON instead of a table; those of one file always are
+        image: of several files, a picture of the table to write (.png)
 
     Returns:
         The facts by name, or the table.
 
     Raises:
-        B4MError: if a file cannot be read or holds something else than low-rank pairs, or if the
-            two are of different bases.
+        B4MError: if a file cannot be read or holds something else than low-rank pairs, or if they
+            are of different bases.
     """
     from b4m.files import compare_files, describe
     from b4m.io import check_output, write_whole
 
-    if not str(other):
-        if table or str(plot):
-            raise B4MError("a table and a plot are of two adapters; give a second file")
-        facts = describe(Path(file))
+    paths = [Path(file) for file in files]
+    if not paths:
+        raise B4MError("inspect needs an adapter file; give one or more")
+    if len(paths) == 1:
+        if str(image):
+            raise B4MError("an image is of several adapters; give another file")
+        facts = describe(paths[0])
         if "problem" in facts:
-            raise B4MError(f"{file}: {facts['problem']}")
+            raise B4MError(f"{paths[0]}: {facts['problem']}")
         return facts
-    if str(plot):
-        check_output(Path(plot), ".svg")
-    facts = compare_files([Path(file), Path(other)])
-    if str(plot):
-        write_whole(Path(plot), _drawing(facts))
-    return _table(facts) if table else facts
+    if str(image):
+        check_output(Path(image), ".png")
+    facts = compare_files(paths)
+    if str(image):
+        from b4m.report.meeting import picture
+
+        write_whole(Path(image), picture(facts))
+    return facts if json else _table(facts)
 
 
 def _table(facts: Mapping[str, Any]) -> str:
-    rows = {**facts["blocks"], "together": facts["shared"]}
+    """One line for each block, then how strong the sum is, then the advice."""
+    rows = {**facts["blocks"], "together": facts["together"]}
     wide = max(map(len, [*rows, "block"]))
-    lines = [
-        f"{'block':{wide}}  layers  norm 1  norm 2  cosine  overlap in (chance)  out (chance)",
-        *(
-            f"{name:{wide}}  {row['layers']:6}  {row['norms'][0]:6.2f}  {row['norms'][1]:6.2f}  "
-            f"{row['cosine']:6.2f}  {row['overlap_in']:10.2f} ({row['chance_in']:.2f})  "
-            f"{row['overlap_out']:10.2f} ({row['chance_out']:.2f})"
-            for name, row in rows.items()
-        ),
-    ]
-    return "\n".join([*lines, "", *facts["advice"]])
+    numbers = range(1, len(facts["files"]) + 1)
+    pairs = list(facts["together"]["pairs"])
+    head = f"{'block':{wide}}  layers" + "".join(f"  {f'norm {k}':>8}" for k in numbers)
+    for pair in pairs:
+        label = "" if len(pairs) == 1 else f" {pair}"
+        head += f"  {f'cosine{label}':>10}  {f'reads{label}':>9} (chance)  "
+        head += f"{f'writes{label}':>10} (chance)"
+    lines = [f"{k} {file}" for k, file in zip(numbers, facts["files"], strict=True)]
+    lines += ["", head]
+    for name, row in rows.items():
+        line = f"{name:{wide}}  {row['layers']:6}"
+        line += "".join(f"  {norm:8.3g}" for norm in row["norms"])
+        for pair in pairs:
+            line += _cells(row["pairs"].get(pair))
+        lines.append(line.rstrip())
+    strength = ", ".join(f"{value:.2f} ({name})" for name, value in facts["strength"].items())
+    lines += ["", f"strength at which the sum is as strong as the strongest: {strength}"]
+    return "\n".join([*lines, *facts["advice"]])
 
 
-def _drawing(facts: Mapping[str, Any]) -> str:
-    """A bar of cosine and two of overlap per block, from -1 to 1, as SVG."""
-    from html import escape
-
-    rows = {**facts["blocks"], "together": facts["shared"]}
-    colours = {"cosine": "#4c5c96", "overlap_in": "#c0724a", "overlap_out": "#d9b08c"}
-    left, unit, high = 320, 150, 36
-    parts = []
-    for k, (name, row) in enumerate(rows.items()):
-        top = 40 + high * k
-        parts.append(
-            f'<text x="{left - unit - 8}" y="{top + 18}" text-anchor="end">{escape(name)}</text>'
-        )
-        for n, (measure, colour) in enumerate(colours.items()):
-            start, length = left + unit * min(row[measure], 0), unit * abs(row[measure])
-            parts.append(
-                f'<rect x="{start:.1f}" y="{top + 9 * n}" width="{length:.1f}" height="8" '
-                f'fill="{colour}"><title>{measure} {row[measure]}</title></rect>'
-            )
-    legend = "".join(
-        f'<text x="{left + 80 * n - 60}" y="20" fill="{colour}">{measure.replace("_", " ")}</text>'
-        for n, (measure, colour) in enumerate(colours.items())
-    )
-    height = 48 + high * len(rows)
+def _cells(pair: Mapping[str, float] | None) -> str:
+    """Cosine and overlaps of a pair; blank where the two have no common layer."""
+    if pair is None:
+        return " " * 51
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + unit + 20}" height="{height}" '
-        f'font-family="sans-serif" font-size="12">{legend}<line x1="{left}" y1="32" x2="{left}" '
-        f'y2="{height - 8}" stroke="#888"/>{"".join(parts)}</svg>\n'
+        f"  {pair['cosine']:10.2f}  {pair['overlap_in']:9.2f}   ({pair['chance_in']:.2f})  "
+        f"{pair['overlap_out']:10.2f}   ({pair['chance_out']:.2f})"
     )
