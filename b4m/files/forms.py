@@ -23,11 +23,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from b4m import torchvision_guard
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
 from b4m.bases.family import Family
 from b4m.bases.named import NamedFamily, split
 from b4m.errors import B4MError
+from b4m.extras import needs
 from b4m.files import keys
 from b4m.files.read import Address
 from b4m.files.scales import HEADER_KEY
@@ -86,31 +88,26 @@ def header(form: str, family: Family, pairs: Pairs, metadata: Metadata) -> dict[
 
 
 def peft_config(family: Family, pairs: Pairs, metadata: Metadata) -> dict[str, Any]:
-    """PEFT's LoraConfig for these pairs: alpha = rank everywhere, unusual ranks by pattern.
+    """PEFT's own LoraConfig for these pairs: alpha = rank everywhere, unusual ranks by pattern.
 
     Raises:
-        B4MError: for pairs of the text encoders, since PEFT's form holds one network.
+        B4MError: for pairs of the text encoders, since PEFT's form holds one network, or without
+            the package peft.
     """
     if any(network != family.denoiser for network, _ in pairs):
         raise B4MError(
             "PEFT's form holds one network and this adapter also has text encoder layers; "
             "write the diffusers or kohya form"
         )
+    torchvision_guard.install()  # peft imports transformers, which looks for torchvision
+    with needs("train", "the PEFT form of an adapter"):
+        from peft import LoraConfig
     named = isinstance(family, NamedFamily)
     modules = {split(module)[1] if named else module: p for (_, module), p in pairs.items()}
-    return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": metadata.base_id or None,
-        **_ranks(modules),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_dora": False,
-        "use_rslora": False,
-    }
+    base = metadata.base_id or None
+    config = LoraConfig(base_model_name_or_path=base, inference_mode=True, **_ranks(modules))
+    # PEFT writes its sets in any order
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
 
 
 def serialize(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
