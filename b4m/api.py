@@ -8,6 +8,7 @@ The command `b4m merge` is this with files at both ends and a record of the run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,24 +22,23 @@ if TYPE_CHECKING:
 
 
 def merge(
-    content: Adapter | str | Path,
-    style: Adapter | str | Path,
+    *adapters: Adapter | str | Path,
     method: str = "direct",
-    *,
     base: Base | str = DEFAULT_BASE,
     data: str | Path = "",
     **settings: object,
 ) -> Adapter:
-    """Make one adapter of a content adapter and a style adapter.
+    """Make one adapter of several.
 
     Args:
-        content: an adapter, or a file of any tool.
-        style: an adapter, or a file.
-        method: direct, svd, ties, dare, nplora or blora, in closed form; ziplora, duolora or b4m,
-            which learn.
+        adapters: two or more, in memory or as files of any tool; where order matters, the content
+            comes first and the style last. direct, svd, ties, dare, tsv, nplora and ssr take any
+            number, the others a content and a style.
+        method: direct, svd, ties, dare, tsv, nplora or blora, in closed form; ssr, ziplora, duolora
+            or b4m, which learn.
         base: base model, or where it lies; only methods that learn need it.
-        data: prepared folder with the images of both; only methods that learn need it.
-        settings: what the method reads, by name: `rank=32`, `content_weight=0.8`.
+        data: prepared folder with the images of all; only methods that learn need it.
+        settings: what the method reads, by name: `rank=32`, `weights=[1, {"text_encoder": 0}]`.
             `b4m merge --method METHOD --help` lists them.
 
     Returns:
@@ -48,16 +48,20 @@ def merge(
         B4MError: in one sentence, for an unknown method or setting, a value out of range, an
             unreadable file, adapters of two bases, or a method that learns without base or data.
     """
-    rule = merge_rule(method)
+    rule = merge_rule(method, len(adapters))
     resolve(rule.settings, settings, method=method)  # a wrong one is refused before reading files
-    adapters = _adapter(content), _adapter(style)
+    read = _adapters(adapters)
     from b4m.merging.context import require_same_base
 
-    require_same_base(*adapters)
-    return rule.merge(*adapters, merge_context(method, settings, base, data))
+    require_same_base(read)
+    return rule.merge(read, merge_context(method, settings, base, data))
 
 
-def _adapter(source: Adapter | str | Path) -> Adapter:
-    from b4m.files import read_adapter
+def _adapters(sources: Sequence[Adapter | str | Path]) -> list[Adapter]:
+    """The adapters; where all are files, layers that these name in different ways are matched."""
+    from b4m.files import read_adapter, read_together
 
-    return read_adapter(source) if isinstance(source, str | Path) else source
+    files = [source for source in sources if isinstance(source, str | Path)]
+    if len(files) == len(sources):
+        return read_together(files)
+    return [read_adapter(one) if isinstance(one, str | Path) else one for one in sources]

@@ -155,12 +155,11 @@ def merge_shard(task: Task, adapters: str | Path, out: str | Path) -> None:
     folder = Path(out)
 
     def merge(job: MergeJob) -> bool:
-        content, style = (adapter_file(Path(adapters), key) for key in job.inputs)
+        both = [adapter_file(Path(adapters), key) for key in job.inputs]
         point = task.bulk and job.learned
         with unrecorded() if task.bulk else nullcontext():
             finished, kept = merge_once(
-                content,
-                style,
+                both,
                 None if point else _file(folder, job.key),
                 job.method,
                 task.base,
@@ -203,7 +202,6 @@ def sample_shard(task: Task, adapters: str | Path, out: str | Path, seeds: Itera
                 settings=task.jobs.settings.of_sample(job),
                 content=job.content,
                 style=job.style,
-                weight=job.weights,
             )
         shutil.copytree(made, folder / f"{places[job.key]:06d}-{job.key}")
         return kept

@@ -12,12 +12,13 @@ Descriptions are product text: the command line shows them.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from b4m.errors import B4MError
+from b4m.weights import weights_of
 
 _LIMITS = {"ge": "{} or more", "gt": "more than {}", "le": "{} or less", "lt": "less than {}"}
 DEFAULT_BASE = "data/models/mini-sdxl"
@@ -98,17 +99,31 @@ class TrainSettings(Restyling, Execution):
     seed: int = Field(0, ge=0, description="seed of noise, order and initial values")
 
 
-class Weights(Settings):
-    """How much of each adapter goes into a merge."""
+def _weight_texts(value: object) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, weights_of(value)))
+    except B4MError as error:
+        raise ValueError(str(error)) from None
 
-    content_weight: float = Field(1.0, description="factor on the content adapter")
-    style_weight: float = Field(1.0, description="factor on the style adapter")
+
+WeightTexts = Annotated[tuple[str, ...], BeforeValidator(_weight_texts)]
+"""One `b4m.weights.Weight` for each adapter, as text that JSON and hashes can hold."""
+_EACH_ONE = "factors on the adapters, in order, each with others for parts: 0.8 text_encoder=0"
+
+
+class Weights(Settings):
+    """How much of each adapter is taken."""
+
+    weights: WeightTexts = Field((), description=_EACH_ONE)
 
 
 class MergeSettings(Weights):
-    """What every merge of two whole adapters reads."""
+    """What every merge of whole adapters reads."""
 
     rank: int = Field(0, ge=0, description="truncate the result to this rank; 0 keeps all")
+    auto_strength: bool = Field(
+        False, description="scale the result to the norm of the strongest of the adapters"
+    )
 
 
 class BankSettings(MergeSettings, OnBase):
@@ -126,7 +141,7 @@ class MaskSettings(BankSettings, Execution):
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
 
 
-class SampleSettings(OnBase):
+class SampleSettings(Weights, OnBase):
     """How images are generated."""
 
     steps: int = Field(25, ge=1, description="denoising steps")
@@ -264,7 +279,7 @@ def _sentence(error: ValidationError) -> str:
         "string_type": "text",
     }.get(str(first["type"]))
     if demand is None:
-        return f"setting {name}={value!r}: {first['msg']}"
+        return f"setting {name}={value!r}: {context.get('error', first['msg'])}"
     return f"setting {name}={value!r} must be {demand.format(**context)}"
 
 
@@ -290,12 +305,18 @@ class SettingHelp:
 def describe(model: type[Settings]) -> list[SettingHelp]:
     """What a method reads."""
     return [
-        SettingHelp(name, _kind(field), _range(field), str(field.default), field.description or "")
+        SettingHelp(name, _kind(field), _range(field), _default(field), field.description or "")
         for name, field in model.model_fields.items()
     ]
 
 
+def _default(field: FieldInfo) -> str:
+    return "1 for each" if field.default == () else str(field.default)
+
+
 def _kind(field: FieldInfo) -> str:
+    if field.default == ():
+        return "weight..."
     choices = getattr(field.annotation, "__args__", ())
     if choices and all(isinstance(choice, str) for choice in choices):
         return "|".join(choices)

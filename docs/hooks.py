@@ -140,7 +140,7 @@ def settings_page() -> Iterator[str]:
     yield "# Settings\n"
     yield (
         "Each method reads the settings in its table and refuses others. A setting is a flag of "
-        "the command line (`--style-weight 0.8`), a keyword of `b4m.merge(..., style_weight=0.8)` "
+        "the command line (`--rank 32`), a keyword of `b4m.merge(..., rank=32)` "
         "and a key of a pipeline's settings. The defaults suit SDXL; a base can bring its own in "
         "`b4m.json`, beside `model_index.json`, and an explicit value goes before both.\n"
     )

@@ -61,4 +61,4 @@ def merge(
     context: MergeContext[Any] = MergeContext(
         settings, base, data, workdir, tracker or NullTracker()
     )
-    return rule.merge(content, style, context)
+    return rule.merge([content, style], context)

@@ -60,24 +60,24 @@ def test_paths_and_adapters_give_the_same_merge_as_the_command(
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     b4m.write_adapter(a, _adapter(1))
     b4m.write_adapter(b, _adapter(2))
-    values = {"mu": 0.25, "content_weight": -0.5}
+    values = {"mu": 0.25, "weights": [-0.5, 1]}
     of_paths = b4m.write_adapter(
-        tmp_path / "1.safetensors", b4m.merge(a, str(b), "nplora", **values)
+        tmp_path / "1.safetensors", b4m.merge(a, str(b), method="nplora", **values)
     )
     adapters = b4m.read_adapter(a), b4m.read_adapter(b)
     of_adapters = b4m.write_adapter(
-        tmp_path / "2.safetensors", b4m.merge(*adapters, "nplora", **values)
+        tmp_path / "2.safetensors", b4m.merge(*adapters, method="nplora", **values)
     )
-    of_verb = verbs.merge(a, b, tmp_path / "3.safetensors", "nplora", settings=values)
+    of_verb = verbs.merge([a, b], tmp_path / "3.safetensors", "nplora", settings=values)
     assert of_paths.read_bytes() == of_adapters.read_bytes() == of_verb.read_bytes()
 
 
 def test_a_merge_refuses_in_one_sentence() -> None:
     content, style = _adapter(1), _adapter(2)
     with pytest.raises(b4m.B4MError, match=r"svd has no setting 'rnak'; the nearest is rank"):
-        b4m.merge(content, style, "svd", rnak=3)
+        b4m.merge(content, style, method="svd", rnak=3)
     with pytest.raises(b4m.B4MError, match="unknown method 'magic'"):
-        b4m.merge(content, style, "magic")
+        b4m.merge(content, style, method="magic")
     one, two = (
         _adapter(1, base_id="one", base_hash="1" * 64),
         _adapter(2, base_id="two", base_hash="2" * 64),

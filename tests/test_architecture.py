@@ -21,14 +21,15 @@ ONLY_IN = {
     "dvc": (),
 }
 # Which rooms of the library a room may import, late imports included; itself always.
-_SURFACE = {"errors", "extras", "settings", "io", "version", "torchvision_guard"}
+_SURFACE = {"errors", "extras", "settings", "weights", "io", "version", "torchvision_guard"}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "torchvision_guard": set(),
     "io": {"errors"},
     "extras": {"errors"},
-    "settings": {"errors"},
+    "weights": {"errors"},
+    "settings": {"errors", "weights"},
     "adapters": _SURFACE,
     "bases": {*_SURFACE, "adapters"},
     "files": {*_SURFACE, "adapters", "bases"},

@@ -84,19 +84,20 @@ def test_the_direct_merge_at_a_strength_is_the_direct_merge_with_those_weights(
     adapters = asked["out"] / "adapters"
     keys = ("content-teapot-lora", "style-dots-lora", "merged-teapot+dots-direct")
     content, style, direct = (adapters / f"{key}.safetensors" for key in keys)
-    weights = {"content_weight": 0.6, "style_weight": 1.4}
-    merged = verbs.merge(content, style, tmp_path / "merged.safetensors", settings=weights)
+    both, weights = [content, style], {"weights": (0.6, 1.4)}
+    merged = verbs.merge(both, tmp_path / "merged.safetensors", settings=weights)
 
-    def drawn(name: str, *files: Path, weight: Sequence[float] = ()) -> np.ndarray:
-        settings = {"steps": "2", "guidance": "1", "scale": "100"}  # two steps teach little
+    def drawn(name: str, *files: Path, weights: Sequence[float] = ()) -> np.ndarray:
+        # two steps teach little
+        settings = {"steps": "2", "guidance": "1", "scale": "100", "weights": weights}
         data, base = asked["out"] / "data", asked["base"]
         folder = verbs.sample(
-            tmp_path / name, files, data, base=base, settings=settings, style="dots", weight=weight
+            tmp_path / name, files, data, base=base, settings=settings, style="dots"
         )
         return np.asarray(Image.open(folder / "images/000-s0.png"), np.int16)
 
     expected = drawn("expected", merged)
-    leaning = drawn("leaning", direct, style, content, weight=(1.0, 0.4, -0.4))
+    leaning = drawn("leaning", direct, style, content, weights=(1.0, 0.4, -0.4))
     apart = np.abs(drawn("plain", direct) - expected).mean()
     assert apart > 0.3
     assert np.abs(leaning - expected).mean() < 0.1 * apart  # the sum is made in another order

@@ -74,7 +74,7 @@ def test_d2_two_adapters_together_keep_and_scale_their_text_encoder_layers(
     call = {"prompt": ["a red car"], "base": str(tiny_base)}
     settings = {"steps": 2, "guidance": 3.0}
     merged = tmp_path / "merged.safetensors"
-    verbs.merge(*pair, merged, "direct", settings={"content_weight": 0.5, "style_weight": 0.5})
+    verbs.merge(pair, merged, "direct", settings={"weights": "0.5, 0.5"})
     assert len(read_adapter(merged).text_layers) == len(base.text_linears())
     one = verbs.sample(tmp_path / "one", [merged], settings=settings, **call)
     two = verbs.sample(tmp_path / "two", pair, settings={**settings, "scale": 0.5}, **call)
@@ -128,7 +128,7 @@ def test_d4_an_adapter_made_in_an_image_carries_its_commit(
 ) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     monkeypatch.setenv("B4M_GIT_COMMIT", commit)
-    merged = verbs.merge(*pair, tmp_path / "m.safetensors", "direct")
+    merged = verbs.merge(pair, tmp_path / "m.safetensors", "direct")
     trained = verbs.train(
         "content",
         prepared,
@@ -251,10 +251,7 @@ def test_d12_every_variable_that_is_read_is_told_to_those_who_may_set_it(repo_ro
 # D13
 
 
-UNUSED = pytest.mark.xfail(strict=True, reason="adapter configs are written by hand as yet")
-
-
-@pytest.mark.parametrize("package", ["pandas", pytest.param("peft", marks=UNUSED)])
+@pytest.mark.parametrize("package", ["pandas", "peft"])
 def test_d13_what_is_required_is_used(repo_root: Path, package: str) -> None:
     project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     parts = [project["dependencies"], *project["optional-dependencies"].values()]
@@ -285,7 +282,7 @@ def test_d14_the_dtype_reaches_the_file_through_every_verb_that_writes_one(
         dtype=dtype,
         settings=FAST,
     )
-    merged = verbs.merge(*pair, tmp_path / "m.safetensors", "direct", dtype=dtype)
+    merged = verbs.merge(pair, tmp_path / "m.safetensors", "direct", dtype=dtype)
     converted = verbs.convert(pair[0], tmp_path / "c.safetensors", "kohya", dtype)
     for file in (trained, merged, converted):
         kinds = {tensor.dtype for tensor in load_file(file).values() if tensor.ndim}
@@ -295,7 +292,7 @@ def test_d14_the_dtype_reaches_the_file_through_every_verb_that_writes_one(
 def test_d14_an_unknown_dtype_is_told_before_the_work() -> None:
     for call in (
         lambda: verbs.train("content", "nowhere", "cat", "x.safetensors", dtype="float8"),
-        lambda: verbs.merge("a", "b", "c.safetensors", "direct", dtype="float8"),
+        lambda: verbs.merge(["a", "b"], "c.safetensors", "direct", dtype="float8"),
     ):
         with pytest.raises(B4MError, match="dtype 'float8' is unknown; choose one of float32"):
             call()

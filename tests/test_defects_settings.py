@@ -65,7 +65,7 @@ def test_d1_a_merge_takes_the_recipe_that_the_loaded_base_brings(
         for kind, concept in (("content", "teapot"), ("style", "stripes"))
     ]
     out = tmp_path / "merged.safetensors"
-    verbs.merge(*halves, out, "b4m", base=name, data=prepared, settings={"steps": 0})
+    verbs.merge(halves, out, "b4m", base=name, data=prepared, settings={"steps": 0})
     settings = read_adapter(out).metadata.config["settings"]
     found = (settings["accumulation"], settings["batch_size"], settings["lr"])
     brought = (
@@ -98,7 +98,7 @@ NOWHERE = {"base": "nowhere", "data": "nowhere"}
     ("method", "settings"),
     [
         ("b4m", {"rank": 4}),
-        ("b4m", {"style_weight": 0.5}),
+        ("b4m", {"weights": "1, 0.5"}),
         ("direct", {"density": 0.3}),
         ("direct", {"steps": 10}),
         ("blora", {"similarity": 0.1}),
@@ -111,12 +111,12 @@ def test_d3_a_setting_that_a_merge_does_not_read_is_refused(
 ) -> None:
     (name,) = settings
     with pytest.raises(B4MError, match=f"^{method} has no setting '{name}'; "):
-        verbs.merge("a", "b", "c.safetensors", method, settings=settings, **NOWHERE)
+        verbs.merge(["a", "b"], "c.safetensors", method, settings=settings, **NOWHERE)
 
 
 def test_d3_the_nearest_name_is_told() -> None:
-    with pytest.raises(B4MError, match="'content_wieght'; the nearest is content_weight"):
-        verbs.merge("a", "b", "c.safetensors", "direct", settings={"content_wieght": 1})
+    with pytest.raises(B4MError, match="'wieghts'; the nearest is weights"):
+        verbs.merge(["a", "b"], "c.safetensors", "direct", settings={"wieghts": 1})
     with pytest.raises(B4MError, match="'batchsize'; the nearest is batch_size"):
         verbs.train("content", "d", "cat", "a.safetensors", settings={"batchsize": 1})
 
@@ -156,7 +156,7 @@ def test_d8_wrong_numbers_of_a_merge_are_told_before_anything_is_read(method: st
             if name.endswith("_weight") and value == -1:
                 continue  # the only numbers that may be negative
             with pytest.raises(B4MError, match=rf"^setting {name}=\S+ must be [^\n]+$"):
-                verbs.merge("a", "b", "c.safetensors", method, settings={name: value}, **NOWHERE)
+                verbs.merge(["a", "b"], "c.safetensors", method, settings={name: value}, **NOWHERE)
 
 
 @pytest.mark.parametrize("way", ["direct", *names("images")])

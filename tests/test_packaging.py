@@ -22,7 +22,7 @@ MERGE = """
 import b4m, b4m.adapters
 content, style = b4m.read_adapter("a.safetensors"), b4m.read_adapter("b.safetensors")
 for method in ("direct", "svd", "ties", "dare", "nplora"):
-    b4m.write_adapter(f"{method}.safetensors", b4m.merge(content, style, method, rank=3))
+    b4m.write_adapter(f"{method}.safetensors", b4m.merge(content, style, method=method, rank=3))
 """
 
 

@@ -40,7 +40,7 @@ def _below_a_file(path: Path) -> Path:
 
 VERBS: dict[str, Callable[[Path, Path], object]] = {
     "train": lambda out, data: verbs.train("content", data, "teapot", out, base=NO_BASE),
-    "merge": lambda out, data: verbs.merge("a.safetensors", "b.safetensors", out),
+    "merge": lambda out, data: verbs.merge(["a.safetensors", "b.safetensors"], out),
     "convert": lambda out, data: verbs.convert("a.safetensors", out),
     "sample": lambda out, data: verbs.sample(out, data=data, base=NO_BASE),
     "evaluate": lambda out, data: verbs.evaluate(["samples"], data, out),
@@ -121,8 +121,8 @@ def test_a_prompt_given_twice_is_told_before_its_images_count_twice(tmp_path: Pa
         ("dare", "seed", -1),
         ("direct", "rank", -1),
         ("svd", "rank", "-1"),
-        ("direct", "content_weight", "nan"),
-        ("direct", "style_weight", float("inf")),
+        ("direct", "weights", "nan, 1"),
+        ("direct", "weights", [1, float("inf")]),
         ("dare", "density", "1e400"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_merge_with_a_value_out_of_range_names_the_setting(
     tmp_path: Path, method: str, name: str, value: object
 ) -> None:
     with pytest.raises(B4MError, match=f"setting {name}="):
-        verbs.merge("a", "b", tmp_path / "m.safetensors", method, settings={name: value})
+        verbs.merge(["a", "b"], tmp_path / "m.safetensors", method, settings={name: value})
     assert resolve(merge_rule("dare").settings, {"seed": 2**64 - 1}, method="dare")
 
 

@@ -43,6 +43,7 @@ OTHER: dict[str, object] = {
     "accumulation": 2,
     "alpha": 10.0,
     "anchor": 5.0,
+    "auto_strength": True,
     "axis": "rows",
     "bank": 4,
     "basis_scale": 0.5,
@@ -51,7 +52,6 @@ OTHER: dict[str, object] = {
     "beta": 100.0,
     "blocks": "attn2",
     "clip": 1e-4,
-    "content_weight": 0.5,
     "cycle": 1.0,
     "damping": 1.0,
     "density": 0.3,
@@ -81,11 +81,11 @@ OTHER: dict[str, object] = {
     "space": "factors",
     "split": 0.25,
     "steps": 2,
-    "style_weight": 0.5,
     "text_lr": 1e-2,
     "text_rank": 1,
     "warmup": 2,
     "weight_decay": 0.9,
+    "weights": (1.0, 0.5),
 }
 """Another value of each field than the ones above and the defaults."""
 NEEDS: dict[str, dict[str, object]] = {

@@ -103,7 +103,7 @@ def test_two_adapters_together_draw_what_their_direct_merge_draws(
     made: dict[str, Path], tiny_base: Path, tmp_path: Path
 ) -> None:
     merged = verbs.merge(
-        made["content"], made["style"], tmp_path / "m.safetensors", "direct", str(tiny_base)
+        [made["content"], made["style"]], tmp_path / "m.safetensors", "direct", str(tiny_base)
     )
     drawn = []
     for number, files in enumerate(([merged], [made["content"], made["style"]])):
@@ -120,7 +120,7 @@ def test_klora_draws_and_has_no_file(
 ) -> None:
     pair = [made["content"], made["style"]]
     with pytest.raises(B4MError, match="has no file"):
-        verbs.merge(*pair, tmp_path / "k.safetensors", "klora", str(tiny_base))
+        verbs.merge(pair, tmp_path / "k.safetensors", "klora", str(tiny_base))
     folder = verbs.sample(
         tmp_path / "k",
         pair,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from b4m.errors import B4MError
@@ -140,6 +141,32 @@ class Family(ABC):
             kept |= matching
         return [name for name in every if name in kept]
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What users call the networks, the denoiser first."""
+        return self.networks
+
+    def part(self, network: str, module: str) -> str:
+        """Which of `parts` a layer is in; "" for none that has a name."""
+        return network or self.denoiser
+
+    def holds(self, network: str, module: str, term: str) -> bool:
+        """Whether a part of an adapter, as in `b4m.weights`, holds this layer.
+
+        Args:
+            network: of the layer, as in adapter files; "" is the denoiser.
+            module: its module path.
+            term: one of `parts`, what `select` takes, or a pattern of names with * and ?.
+        """
+        own = self.part(network, module)
+        if set("*?") & set(term):
+            return any(fnmatchcase(name, term) for name in (module, f"{own}.{module}"))
+        if term in self.parts:
+            return term == own
+        if own == self.parts[0]:
+            return self._matches(module, term)
+        return self._inside(f"{own}.{module}", term)
+
     def _matches(self, name: str, term: str) -> bool:
         if term == "all":
             return True
@@ -147,4 +174,8 @@ class Family(ABC):
             return self.role_of(name) == term
         if term in self.block_groups:
             return name.startswith(f"{self.block_groups[term]}.")
+        return self._inside(name, term)
+
+    def _inside(self, name: str, term: str) -> bool:
+        """Whether whole elements of a path, one behind the other, are this term."""
         return f".{term}." in f".{name}."

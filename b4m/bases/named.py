@@ -39,6 +39,11 @@ BEGINNINGS = {
     "": "bare",
 }
 _TEXT = re.compile(r"lora_te\d?_|text_encoders?(_\d)?\.")
+_ENCODERS = {
+    r"lora_te1?_|text_encoder\.|text_encoders\.clip_l\.": 1,
+    r"lora_te2_|text_encoder_2\.|text_encoders\.clip_g\.": 2,
+    r"lora_te3_|text_encoder_3\.": 3,
+}
 TEXT = "text"  # the network of every text encoder's layers; their names say which
 
 
@@ -175,6 +180,22 @@ class NamedFamily(Family):
     def role_of(self, module: str) -> str:
         """No prior is known."""
         return ""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The denoiser and up to three text encoders."""
+        return self.root, "text_encoder", "text_encoder_2", "text_encoder_3"
+
+    def part(self, network: str, module: str) -> str:
+        """Which of `parts` a layer is in by its name in the file."""
+        if network != TEXT:
+            return network or self.root
+        number = next((n for mark, n in _ENCODERS.items() if re.match(mark, module)), 0)
+        return self.parts[number] if number else ""
+
+    def _inside(self, name: str, term: str) -> bool:
+        flat = term.replace(".", "_")  # kohya's names have underscores for dots
+        return f"_{flat}_" in f"_{name.replace('.', '_')}_"
 
 
 def split(stem: str) -> tuple[str, str]:

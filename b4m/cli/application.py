@@ -101,7 +101,7 @@ def _flags(selection: Selection) -> list[inspect.Parameter]:
             show_default=False,
             metavar=setting.kind if "|" in setting.kind else setting.kind.upper(),
         )
-        hint: Any = bool | None if setting.kind == "bool" else str | None
+        hint: Any = {"bool": bool, "weight...": Sequence[str]}.get(setting.kind, str) | None
         flags.append(_keyword(setting.name, Annotated[hint, form], None))
     return flags
 

@@ -5,22 +5,22 @@ from collections.abc import Mapping
 VERBS: Mapping[str, str] = {
     "prepare": "Choose and caption the images of contents and styles",
     "train": "Train an adapter of a content or of a style",
-    "merge": "Make one adapter of two",
+    "merge": "Make one adapter of several",
     "sample": "Generate images with adapters, or with the base alone",
     "evaluate": "Score images against the references",
     "report": "Write one page with references, images, scores and settings",
     "compare": "All of these for contents x styles x methods, in one report",
-    "inspect": "Say what an adapter file is, or how two of them meet",
+    "inspect": "Say what an adapter file is, or how several of them meet",
     "convert": "Write an adapter for another tool",
 }
 # What a verb works on is named by position; everything else is a flag.
 POSITIONAL: Mapping[str, tuple[str, ...]] = {
     "prepare": ("source",),
-    "merge": ("content", "style"),
+    "merge": ("adapters",),
     "evaluate": ("samples",),
     "report": ("samples",),
     "compare": ("source",),
-    "inspect": ("file", "other"),
+    "inspect": ("files",),
     "convert": ("file",),
 }
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
@@ -36,7 +36,9 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "merge": (
         "b4m merge --method direct runs/mine/content.safetensors runs/mine/style.safetensors"
-        " --style-weight 0.8 --out runs/mine/merged.safetensors",
+        " --weights 1 0.8 --out runs/mine/merged.safetensors",
+        "b4m merge mug.safetensors ink.safetensors paper.safetensors --method tsv --auto-strength"
+        ' --weights 1 "0.8 text_encoder=0" 0.5 --out runs/mine/merged.safetensors',
     ),
     "sample": (
         "b4m sample --adapter runs/mine/merged.safetensors --data runs/mine/data"
@@ -55,7 +57,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "inspect": (
         "b4m inspect runs/mine/merged.safetensors",
-        "b4m inspect runs/mine/mug.safetensors runs/mine/ink.safetensors --table",
+        "b4m inspect runs/mine/mug.safetensors runs/mine/ink.safetensors --image meeting.png",
     ),
     "convert": (
         "b4m convert runs/mine/merged.safetensors --form kohya --out runs/mine/kohya.safetensors",

@@ -1,5 +1,6 @@
 """What a merge is given besides its adapters: settings, and what learning needs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -58,7 +59,12 @@ class MergeContext(Generic[S_co]):
         return self.data
 
 
-def require_same_base(content: Adapter, style: Adapter, base: Base | None = None) -> None:
+def called(number: int, of: int) -> str:
+    """What messages call one of some adapters: two are the content and the style adapter."""
+    return f"the {('content', 'style')[number]} adapter" if of == 2 else f"adapter {number + 1}"
+
+
+def require_same_base(adapters: Sequence[Adapter], base: Base | None = None) -> None:
     """Refuse adapters that were trained on different base models, or on another than `base`.
 
     Adapters from other tools carry no hash, so only their layers can tell that they do not fit.
@@ -67,7 +73,7 @@ def require_same_base(content: Adapter, style: Adapter, base: Base | None = None
         B4MError: naming the two bases.
     """
     own = base.family.name if base is not None else ""
-    sides = (("the content adapter", content), ("the style adapter", style))
+    sides = [(called(k, len(adapters)), adapter) for k, adapter in enumerate(adapters)]
     found = [(who, family_of(one.layers, one.metadata.family or own)) for who, one in sides]
     families = [(who, family.title, family.name) for who, family in found if family is not None]
     bases = [

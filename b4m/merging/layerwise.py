@@ -1,10 +1,10 @@
-"""Two adapters become one: the walk over layers that all merges share.
+"""Adapters become one: the walk over layers that all merges share.
 
-A layer that only one adapter has is zero (rank 0) on the other side. In closed-form merges the
-layers of the text encoders follow the same rule as those of the denoiser.
+A layer that an adapter lacks is zero (rank 0) on its side. In closed-form merges the layers of the
+text encoders follow the same rule as those of the denoiser.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -16,21 +16,21 @@ from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
 from b4m.errors import B4MError
-from b4m.merging.context import require_same_base
+from b4m.merging.context import called, require_same_base
+from b4m.merging.weighting import factors_of, strengthened, times
 from b4m.settings import MergeSettings, Settings
 from b4m.version import code_version
 
 Layers = dict[str, LowRank]
 Pairs = dict[str, tuple[LowRank, LowRank]]
-Rule = Callable[[LowRank, LowRank], LowRank]
+Rule = Callable[[Sequence[LowRank], Sequence[float]], LowRank]
 Result = TypeVar("Result")
-RankRule = Callable[[LowRank, LowRank], int]
+RankRule = Callable[[Sequence[LowRank]], int]
 
 
 def merge_layers(
     method: str,
-    content: Adapter,
-    style: Adapter,
+    adapters: Sequence[Adapter],
     settings: MergeSettings,
     rule: Rule,
     rank: RankRule | None = None,
@@ -39,80 +39,138 @@ def merge_layers(
 
     Args:
         method: name that the file carries.
-        content: content adapter.
-        style: style adapter.
-        settings: its `rank`, if not 0, is the largest rank of a layer of the result.
-        rule: makes one pair of content's and style's; rank 0 stands for a missing layer.
+        adapters: any number of them.
+        settings: their weights, and the largest rank and the strength of the result.
+        rule: makes one pair of the adapters' pairs and of their factors in this layer; rank 0
+            stands for a missing layer.
         rank: instead of that setting, the largest rank of a layer.
 
     Raises:
-        B4MError: if the adapters are of two bases, or the shapes of a layer disagree.
+        B4MError: if the adapters are of two bases, the shapes of a layer disagree, or a weight
+            does not fit.
     """
-    require_same_base(content, style)
+    require_same_base(adapters)
+    factors = factors_of(settings.weights, adapters)
     outcome: list[Layers] = []
     ranks: dict[str, int] = {}
-    for content_layers, style_layers in (
-        (content.layers, style.layers),
-        (content.text_layers, style.text_layers),
-    ):
-        pairs = paired(content_layers, style_layers)
-        outcome.append({name: rule(*both) for name, both in pairs.items()})
-        for name, both in pairs.items():
-            ranks[name] = rank(*both) if rank is not None else settings.rank
-    merged = Adapter(outcome[0], describe(method, content, style, settings), outcome[1])
-    return truncated(merged, ranks)
+    for part in ("layers", "text_layers"):
+        pairs = aligned([getattr(adapter, part) for adapter in adapters])
+        outcome.append(
+            {name: rule(every, [own[name] for own in factors]) for name, every in pairs.items()}
+        )
+        if rank is not None:
+            ranks |= {name: rank(every) for name, every in pairs.items()}
+    merged = Adapter(outcome[0], describe(method, adapters, settings), outcome[1])
+    sources = [times(one, own) for one, own in zip(adapters, factors, strict=True)]
+    return finished(merged, sources, settings, ranks)
 
 
-def paired(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -> Pairs:
-    """Content's and style's pair of every layer that either has, sorted by name, in one dtype.
+def finished(
+    merged: Adapter,
+    sources: Sequence[Adapter],
+    settings: MergeSettings,
+    ranks: Mapping[str, int] | None = None,
+) -> Adapter:
+    """What every merge ends with: the largest rank of a layer, then the strength of the whole.
+
+    Args:
+        merged: what was made of the sources.
+        sources: the adapters, times their weights.
+        settings: `rank` and `auto_strength`.
+        ranks: by layer, instead of that rank.
+    """
+    every = [*merged.layers, *merged.text_layers]
+    cut = truncated(merged, ranks or dict.fromkeys(every, settings.rank))
+    return strengthened(cut, sources) if settings.auto_strength else cut
+
+
+def aligned(parts: Sequence[Mapping[str, LowRank]]) -> dict[str, list[LowRank]]:
+    """Every adapter's pair of each layer that any of them has, sorted by name, in one dtype.
 
     Raises:
         B4MError: if the shapes of a layer disagree.
     """
-    result: Pairs = {}
-    for name in sorted({*content, *style}):
-        present = content[name] if name in content else style[name]
-        zero = LowRank.zero(present.out_features, present.in_features, present.up)
-        both = content.get(name, zero), style.get(name, zero)
-        if both[0].shape != both[1].shape:
-            raise B4MError(
-                f"{name} is {both[0].size} in the content adapter and {both[1].size} in the style "
-                "adapter; the two are made for different bases"
-            )
-        dtype = torch.promote_types(both[0].up.dtype, both[1].up.dtype)
-        result[name] = both[0].to(dtype=dtype), both[1].to(dtype=dtype)
+    result: dict[str, list[LowRank]] = {}
+    for name in sorted(set().union(*parts)):
+        owners = [k for k, layers in enumerate(parts) if name in layers]
+        first = parts[owners[0]][name]
+        for k in owners[1:]:
+            if parts[k][name].shape != first.shape:
+                one, two = called(owners[0], len(parts)), called(k, len(parts))
+                raise B4MError(
+                    f"{name} is {first.size} in {one} and {parts[k][name].size} in {two}; the two "
+                    "are made for different bases"
+                )
+        zero = LowRank.zero(first.out_features, first.in_features, first.up)
+        every = [layers.get(name, zero) for layers in parts]
+        dtype = first.up.dtype
+        for pair in every:
+            dtype = torch.promote_types(dtype, pair.up.dtype)
+        result[name] = [pair.to(dtype=dtype) for pair in every]
     return result
 
 
-def padded(content: LowRank, style: LowRank) -> tuple[LowRank, LowRank]:
-    """Both pairs with the larger rank of the two, the smaller one filled up with zeros."""
-    rank = max(content.rank, style.rank)
-    return _widened(content, rank), _widened(style, rank)
+def paired(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -> Pairs:
+    """`aligned` of a content's and a style's layers."""
+    return {name: (both[0], both[1]) for name, both in aligned([content, style]).items()}
+
+
+def padded(pairs: Sequence[LowRank]) -> list[LowRank]:
+    """All pairs with the largest rank of any, smaller ones filled up with zeros."""
+    rank = max(pair.rank for pair in pairs)
+    return [_widened(pair, rank) for pair in pairs]
+
+
+def weighted_sum(pairs: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+    """sum_k w_k dW_k, exact; ranks add up."""
+    terms = [pair.scale(weight) for pair, weight in zip(pairs, weights, strict=True)]
+    return sum(terms[1:], start=terms[0])
+
+
+def split_weights(weights: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Sqrt |w| and sign(w) sqrt |w|: on up and down of one pair they weight it by w."""
+    roots = [abs(weight) ** 0.5 for weight in weights]
+    return roots, [-root if w < 0 else root for root, w in zip(roots, weights, strict=True)]
 
 
 def describe(
     method: str,
-    content: Adapter,
-    style: Adapter,
+    adapters: Sequence[Adapter],
     settings: Settings,
     notes: Mapping[str, Any] | None = None,
 ) -> Metadata:
-    """Metadata of a merged adapter: names and words of both sides, the base, all settings."""
-    first, second = content.metadata, style.metadata
-    values = settings.model_dump()
-    names = first.content or first.concept, second.style or second.concept
+    """Metadata of a merged adapter: names and words of all sides, the base, all settings.
+
+    Of two adapters the first is the content and the second the style. More than two are what they
+    say of themselves; the first content and the first style give the names.
+    """
+    sides = [adapter.metadata for adapter in adapters]
+    values = settings.model_dump(mode="json")
+    if len(sides) == 2:
+        kinds, names = ["content", "style"], _names_of_both(*sides)
+    else:
+        kinds = [side.stage for side in sides]
+        names = [side.content or side.style or side.concept for side in sides]
+    class_words: dict[str, str] = {}
+    triggers: dict[str, str] = {}
+    for kind, side in zip(kinds, sides, strict=True):
+        words = _of_kind(side.triggers, kind) if kind in ("content", "style") else side.triggers
+        for key, word in words.items():
+            told = triggers.get(key, "").split()
+            triggers[key] = " ".join([*told, *(w for w in word.split() if w not in told)])
+        class_words = side.class_words | class_words
     return Metadata(
         method=method,
         stage="merged",
-        concept="+".join(name for name in names if name),
-        content=names[0],
-        style=names[1],
-        triggers={**_of_kind(first.triggers, "content"), **_of_kind(second.triggers, "style")},
-        class_words={**second.class_words, **first.class_words},
-        family=first.family or second.family,
-        base_id=first.base_id or second.base_id,
-        base_hash=first.base_hash or second.base_hash,
-        data_hash="+".join(part for part in (first.data_hash, second.data_hash) if part),
+        concept="+".join(filter(None, names)),
+        content=names[0] if len(sides) == 2 else _first(side.content for side in sides),
+        style=names[1] if len(sides) == 2 else _first(side.style for side in sides),
+        triggers=triggers,
+        class_words=class_words,
+        family=_first(side.family for side in sides),
+        base_id=_first(side.base_id for side in sides),
+        base_hash=_first(side.base_hash for side in sides),
+        data_hash="+".join(filter(None, (side.data_hash for side in sides))),
         code_version=code_version(),
         seed=values.get("seed", 0),
         config={"settings": values, **(notes or {})},
@@ -174,6 +232,14 @@ def _widened(pair: LowRank, rank: int) -> LowRank:
         return pair
     up_OR: Tensor = torch.cat([pair.up, pair.up.new_zeros(pair.out_features, more)], dim=1)
     return LowRank(up_OR, torch.cat([pair.down, pair.down.new_zeros(more, pair.in_features)]))
+
+
+def _names_of_both(content: Metadata, style: Metadata) -> list[str]:
+    return [content.content or content.concept, style.style or style.concept]
+
+
+def _first(values: Iterable[str]) -> str:
+    return next(filter(None, values), "")
 
 
 def _of_kind(words: Mapping[str, str], kind: str) -> dict[str, str]:

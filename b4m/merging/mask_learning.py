@@ -21,9 +21,10 @@ from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.deltas import FrozenDelta
 from b4m.bases.base import Base, Conditioning
 from b4m.merging.context import MergeContext, require_same_base
-from b4m.merging.layerwise import Layers, Pairs, describe, paired, truncated
+from b4m.merging.layerwise import Layers, Pairs, describe, finished, paired
 from b4m.merging.masks import MaskedSum, apply_mask
 from b4m.merging.teacher_bank import Bank, build_bank, read_concept_images
+from b4m.merging.weighting import weighted
 from b4m.settings import BankSettings, MaskSettings
 from b4m.training.key import key
 from b4m.training.loop import Batch, ParameterGroup, fit
@@ -101,7 +102,7 @@ class MaskedMerge:
             return torch.cat(
                 [
                     self.base.predict(self.adapted, noisy_KCHW[rows], t_K[rows], prompts[rows])
-                    for rows in _chunks(len(t_K), _TEACHERS_AT_ONCE)
+                    for rows in chunks(len(t_K), _TEACHERS_AT_ONCE)
                 ]
             )
 
@@ -168,18 +169,17 @@ def learn_masks(
         B4MError: for adapters of two bases, or without the base or the concepts' data.
     """
     settings = context.settings
-    content = content.scale(settings.content_weight)
-    style = style.scale(settings.style_weight)
+    content, style = weighted([content, style], settings.weights)
     with opened(content, style, context, axis=axis, rotate=rotate) as (merge, bank):
         start(merge, bank)
         if settings.steps:
             learn(merge, bank, loss(merge, bank), context, method)
         merged = Adapter(
             merge.layers(),
-            describe(method, content, style, settings),
+            describe(method, [content, style], settings),
             (content + style).text_layers,
         )
-    return truncated(merged, dict.fromkeys([*merged.layers, *merged.text_layers], settings.rank))
+    return finished(merged, [content, style], settings)
 
 
 @contextmanager
@@ -197,7 +197,7 @@ def opened(
         B4MError: for adapters of two bases, or without the base or the concepts' data.
     """
     settings, base = context.settings, context.base
-    require_same_base(content, style, base)
+    require_same_base([content, style], base)
     images = read_concept_images(base, context.folder, content, style, context.workdir)
     bank = build_bank(base, *images, settings.bank, settings.seed)
     merge = MaskedMerge(base, rotate(paired(content.layers, style.layers)), axis)
@@ -249,7 +249,8 @@ def _sums(parts: Sequence[Tensor]) -> Tensor:
     return flat.new_zeros(len(parts)).index_add(0, owner, flat)
 
 
-def _chunks(total: int, size: int) -> Iterator[slice]:
+def chunks(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most this size that cover a range."""
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
 

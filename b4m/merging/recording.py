@@ -4,16 +4,20 @@ The inputs are recorded in the teachers' forwards for the first few entries of t
 `b4m.merging.least_squares` for the equations.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from b4m.adapters.attach import AdaptedModel
+from b4m.adapters.deltas import FrozenDelta
+from b4m.bases.base import Base
 from b4m.merging import least_squares
-from b4m.merging.mask_learning import MaskedMerge
-from b4m.merging.masks import MaskedSum
-from b4m.merging.teacher_bank import Bank
+from b4m.merging.layerwise import Layers, aligned
+from b4m.merging.mask_learning import MaskedMerge, chunks
+from b4m.merging.teacher_bank import Bank, OwnEntries
 
 ENTRIES = 8
 TOKENS = 256
@@ -25,35 +29,75 @@ _LAYERS_AT_ONCE = 32
 class _Record:
     """What one linear saw under each teacher: second moments of D x, or a sample of x."""
 
-    def __init__(self, masked: MaskedSum, axis: str) -> None:
-        self.down_RI = masked.down.float()
+    def __init__(self, down_RI: Tensor, axis: str) -> None:
+        self.down_RI = down_RI.float()
         self.axis = axis
-        self.inputs: dict[str, list[Tensor]] = {"content": [], "style": []}
+        self.inputs: dict[str, list[Tensor]] = defaultdict(list)
         self.sums_RR: dict[str, Tensor] = {}
-        self.tokens: dict[str, int] = {"content": 0, "style": 0}
+        self.tokens: Counter[str] = Counter()
 
-    def see(self, kind: str, x: Tensor) -> None:
+    def see(self, teacher: str, x: Tensor) -> None:
         x_NI = x.detach().flatten(end_dim=-2)
         if self.axis == "columns":
             stride = max(1, len(x_NI) * ENTRIES // (_TEACHERS_AT_ONCE * TOKENS))
-            offset = len(self.inputs[kind]) % stride
-            self.inputs[kind].append(x_NI[offset::stride].clone())
+            offset = len(self.inputs[teacher]) % stride
+            self.inputs[teacher].append(x_NI[offset::stride].clone())
             return
         low_NR = x_NI.float() @ self.down_RI.T
-        self.sums_RR[kind] = self.sums_RR.get(kind, 0.0) + low_NR.T @ low_NR
-        self.tokens[kind] += len(x_NI)
+        self.sums_RR[teacher] = self.sums_RR.get(teacher, 0.0) + low_NR.T @ low_NR
+        self.tokens[teacher] += len(x_NI)
 
     def sample(self) -> tuple[Tensor, Tensor]:
         return torch.cat(self.inputs["content"]), torch.cat(self.inputs["style"])
 
+    def means_RR(self) -> dict[str, Tensor]:
+        return {teacher: total / self.tokens[teacher] for teacher, total in self.sums_RR.items()}
+
     def moments(self) -> least_squares.Moments:
-        means = {kind: total / self.tokens[kind] for kind, total in self.sums_RR.items()}
-        return least_squares.Moments(means["content"], means["style"])
+        means_RR = self.means_RR()
+        return least_squares.Moments(means_RR["content"], means_RR["style"])
 
 
-def recorded_moments(merge: MaskedMerge, bank: Bank) -> dict[str, least_squares.Moments]:
-    """Second moments of D x of every layer under each teacher; masks on ranks or rows."""
-    return {name: record.moments() for name, record in _teachers(merge, bank, len(bank)).items()}
+@torch.no_grad()
+def moments_alone(
+    base: Base, adapters: Sequence[Layers], entries: Sequence[OwnEntries], t_K: Tensor
+) -> dict[str, list[Tensor]]:
+    """Second moments of D x of every layer while each adapter alone is active, R x R each.
+
+    D (R x I) are the down factors of all adapters, one below the other; a layer that none of them
+    has does not occur, and the moments of an adapter that lacks the layer count as the others'.
+
+    Args:
+        base: the base; its denoiser has hooks meanwhile.
+        adapters: pairs of the denoiser's layers of each adapter.
+        entries: what each adapter is shown.
+        t_K: their timesteps.
+    """
+    layers = {
+        name: [pair.to(dtype=base.dtype, device=base.device) for pair in every]
+        for name, every in aligned(adapters).items()
+    }
+    records = {
+        name: _Record(torch.cat([pair.down for pair in every]), "rank")
+        for name, every in layers.items()
+    }
+    teachers = list(map(str, range(len(adapters))))
+    adapted = AdaptedModel(base.model, {})
+    try:
+        for k, teacher in enumerate(teachers):
+            own = {name: FrozenDelta(every[k]) for name, every in layers.items() if every[k].rank}
+            adapted.add(teacher, own)
+        with _recording(base.model, adapted, records):
+            for teacher, half in zip(teachers, entries, strict=True):
+                adapted.use(teacher)
+                for rows in chunks(len(t_K), _TEACHERS_AT_ONCE):
+                    base.predict(adapted, half.noisy_KCHW[rows], t_K[rows], half.prompts[rows])
+    finally:
+        adapted.remove()
+    return {
+        name: [record.means_RR()[teacher] for teacher in teachers]
+        for name, record in records.items()
+    }
 
 
 def start_by_least_squares(merge: MaskedMerge, bank: Bank, damping: float = DAMPING) -> None:
@@ -71,7 +115,8 @@ def start_by_least_squares(merge: MaskedMerge, bank: Bank, damping: float = DAMP
 
 def _teachers(merge: MaskedMerge, bank: Bank, entries: int) -> dict[str, _Record]:
     """What every layer sees in the teachers' forwards for the first entries."""
-    with _recording(merge) as records:
+    records = {name: _Record(masked.down, merge.axis) for name, masked in merge.masks.items()}
+    with _recording(merge.base.model, merge.adapted, records):
         for kind, half in (("content", bank.content), ("style", bank.style)):
             merge.teacher_prediction(
                 kind, half.noisy_KCHW[:entries], bank.t_K[:entries], half.prompts
@@ -114,23 +159,27 @@ def _solve_columns(
 
 
 @contextmanager
-def _recording(merge: MaskedMerge) -> Iterator[dict[str, _Record]]:
-    """Watch the inputs of all adapted linears while teachers run."""
-    records = {name: _Record(masked, merge.axis) for name, masked in merge.masks.items()}
-    handles = []
-    for name, module in merge.base.model.named_modules():
-        if name in records:
-            handles.append(module.register_forward_pre_hook(_watch(merge, records[name])))
+def _recording(
+    model: nn.Module, adapted: AdaptedModel, records: Mapping[str, _Record]
+) -> Iterator[None]:
+    """Watch the inputs of linears while teachers run."""
+    handles = [
+        module.register_forward_pre_hook(_watch(adapted, records[name]))
+        for name, module in model.named_modules()
+        if name in records
+    ]
     try:
-        yield records
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _watch(merge: MaskedMerge, record: _Record) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _watch(
+    adapted: AdaptedModel, record: _Record
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def see(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert merge.adapted.active is not None
-        record.see(merge.adapted.active, inputs[0])
+        assert adapted.active is not None
+        record.see(adapted.active, inputs[0])
 
     return see

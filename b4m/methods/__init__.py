@@ -3,7 +3,7 @@
 A module holds what it can do as objects of this module's kinds:
 
     TRAINING   how an adapter is trained, and what its training reads
-    MERGE      how two adapters become one
+    MERGE      how adapters become one
     SAMPLER    how two adapters act together while an image is generated
 """
 
@@ -17,6 +17,7 @@ from b4m.settings import Settings, TrainSettings
 
 if TYPE_CHECKING:
     from b4m.adapters.adapter import Adapter
+    from b4m.bases.base import Base
     from b4m.data.manifest import ManifestRow
     from b4m.merging.context import MergeContext
     from b4m.training.run import Run
@@ -63,15 +64,35 @@ class Training:
 
 @dataclass(frozen=True)
 class Merge:
-    """A rule that makes one adapter of a content and a style adapter.
+    """A rule that makes one adapter of several.
 
     Attributes:
         settings: what it reads.
-        merge: the rule.
+        merge: the rule, of adapters in order.
+        check: refuses a base that a learned merge does not suit, before one that was made earlier
+            is taken.
+        of_two: whether it merges a content and a style adapter, and no other number.
     """
 
     settings: type[Settings]
-    merge: "Callable[[Adapter, Adapter, MergeContext[Any]], Adapter]"
+    merge: "Callable[[Sequence[Adapter], MergeContext[Any]], Adapter]"
+    check: "Callable[[Base], None]" = lambda base: None
+    of_two: bool = False
+
+    @classmethod
+    def pair(
+        cls,
+        settings: type[Settings],
+        merge: "Callable[[Adapter, Adapter, MergeContext[Any]], Adapter]",
+        check: "Callable[[Base], None]" = lambda base: None,
+    ) -> "Merge":
+        """A rule of a content and a style adapter."""
+
+        def of_both(both: "Sequence[Adapter]", context: "MergeContext[Any]") -> "Adapter":
+            content, style = both
+            return merge(content, style, context)
+
+        return cls(settings, of_both, check, of_two=True)
 
 
 @dataclass(frozen=True)
@@ -101,7 +122,7 @@ METHODS: Mapping[str, Method] = {
     "blora": Method("B-LoRA", "content and style in different blocks", training="blora"),
     "klora": Method("K-LoRA", "one adapter per layer and step", result="images"),
     "joint": Method("Joint training", "one adapter for both", training="joint", result="adapter"),
-    "direct": Method("Direct merge", "both adapters added"),
+    "direct": Method("Direct merge", "all adapters added"),
     "svd": Method("SVD merge", "their sum at a lower rank"),
     "ssr": Method("SSR-Merge", "ranks routed by least squares", learned=True),
     "tsv": Method("TSV-M", "singular directions turned apart"),
@@ -130,11 +151,16 @@ def training(name: str) -> Training:
     return loaded
 
 
-def merge_rule(name: str) -> Merge:
+def merge_rule(name: str, number: int = 2) -> Merge:
     """The merge of a method; imports its module.
 
+    Args:
+        name: of the method.
+        number: how many adapters are to be merged.
+
     Raises:
-        B4MError: for an unknown name, or a method that has no merged file.
+        B4MError: for an unknown name, a method that has no merged file, or a number of adapters
+            that it does not merge.
     """
     row = method(name)
     if row.result == "images":
@@ -148,6 +174,14 @@ def merge_rule(name: str) -> Merge:
             f"`b4m train --kind {name} --method {row.training}`"
         )
     loaded: Merge = _module(name).MERGE
+    if number < 2:
+        raise B4MError(f"a merge needs two adapters or more, not {number}")
+    if loaded.of_two and number != 2:
+        several = [other for other in names("file") if not _module(other).MERGE.of_two]
+        raise B4MError(
+            f"{name} merges two adapters, a content and a style, not {number}; for more take "
+            f"{', '.join(several)}"
+        )
     return loaded
 
 

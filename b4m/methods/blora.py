@@ -9,14 +9,16 @@ group cannot absorb the rest of the picture meanwhile. Its alphas scale both fac
 square; here a weight scales dW once.
 """
 
+from dataclasses import replace
+
 from b4m.adapters.adapter import Adapter
-from b4m.adapters.lowrank import LowRank
 from b4m.bases import family_of
 from b4m.bases.family import Family
 from b4m.data.manifest import training_rows
 from b4m.errors import B4MError
 from b4m.merging.context import MergeContext, require_same_base
-from b4m.merging.layerwise import describe, truncated
+from b4m.merging.layerwise import describe, finished
+from b4m.merging.weighting import weighted
 from b4m.methods import Merge, Training
 from b4m.settings import MergeSettings
 from b4m.training.plain import PairSettings, train_pairs
@@ -45,23 +47,18 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[MergeSettings]
         B4MError: if a file has no layer in its group, the base has no such groups, or the two are
             of different bases.
     """
-    require_same_base(content, style)
+    both = [content, style]
+    require_same_base(both)
     settings = context.settings
-    layers: dict[str, LowRank] = {}
-    for kind, adapter, weight in (
-        ("content", content, settings.content_weight),
-        ("style", style, settings.style_weight),
-    ):
-        family = family_of(adapter.layers, adapter.metadata.family)
-        group = _group(family, kind)
-        selected = [name for name in adapter.layers if name.startswith(f"{group}.")]
+    sources = []
+    for kind, adapter in zip(("content", "style"), weighted(both, settings.weights), strict=True):
+        group = _group(family_of(adapter.layers, adapter.metadata.family), kind)
+        selected = {n: pair for n, pair in adapter.layers.items() if n.startswith(f"{group}.")}
         if not selected:
             raise B4MError(f"the {kind} adapter has no layer in {group}, which blora takes from it")
-        layers |= {name: adapter.layers[name].scale(weight) for name in selected}
-    weighted = content.scale(settings.content_weight) + style.scale(settings.style_weight)
-    metadata = describe("blora", content, style, settings)
-    merged = Adapter(layers, metadata, weighted.text_layers)
-    return truncated(merged, dict.fromkeys([*layers, *merged.text_layers], settings.rank))
+        sources.append(replace(adapter, layers=selected))
+    merged = replace(sources[0] + sources[1], metadata=describe("blora", both, settings))
+    return finished(merged, sources, settings)
 
 
 def _group(family: Family | None, kind: str) -> str:
@@ -74,4 +71,4 @@ def _group(family: Family | None, kind: str) -> str:
 
 
 TRAINING = Training(PairSettings, train, training_rows)
-MERGE = Merge(MergeSettings, merge)
+MERGE = Merge.pair(MergeSettings, merge)

@@ -271,7 +271,7 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[MakeSettings])
     text_pairs = (content + style).text_layers
     first = content.metadata
     metadata = replace(
-        describe("b4m", content, style, settings),
+        describe("b4m", [content, style], settings),
         rank=max(pair.rank for pair in layers.values()),
         basis_seed=first.basis_seed,
         split=first.split,
@@ -286,7 +286,7 @@ def joined(content: Adapter, style: Adapter) -> dict[str, PLP]:
     Raises:
         B4MError: saying why they are not two halves of one basis.
     """
-    require_same_base(content, style)
+    require_same_base([content, style])
     first, second = content.metadata, style.metadata
     for kind, metadata in (("content", first), ("style", second)):
         if metadata.method != "b4m" or metadata.stage != kind:
@@ -315,7 +315,7 @@ def _fit_make(
 ) -> None:
     """Train the joined projections in place; each forward holds images of both kinds."""
     settings, base, folder = context.settings, context.base, context.folder
-    require_same_base(content, style, base)
+    require_same_base([content, style], base)
     parts = [
         training_rows(read_manifest(folder), kind, adapter.metadata.concept)
         for kind, adapter in (("content", content), ("style", style))
@@ -386,4 +386,4 @@ def _make_group(plps: Mapping[str, PLP], settings: MakeSettings) -> ParameterGro
 
 
 TRAINING = Training(BreakSettings, train, rows)
-MERGE = Merge(MakeSettings, merge)
+MERGE = Merge.pair(MakeSettings, merge)

@@ -7,15 +7,16 @@ Space does it; the expectation is the direct merge, and the result depends on bo
 
 space "factors": E_i are down and up, one after the other, with the signed root of the weight on
 each so that the product carries the weight: PEFT's add_weighted_adapter("dare_linear"). The
-expectation then has cross terms U_c D_s (huggingface/peft#3004). With density 1 it is PEFT's
-"linear". Deviations from PEFT: unequal ranks are padded with zeros and a layer that one side lacks
+expectation then has cross terms U_1 D_2 (huggingface/peft#3004). With density 1 it is PEFT's
+"linear". Deviations from PEFT: unequal ranks are padded with zeros and a layer that one lacks
 counts as zero, where PEFT refuses; it also goes wrong on sources with rsLoRA (#3761) or a
 rank_pattern (#3737).
 
 The draws come from one generator with the setting `seed`, layer by layer in the order of the
-layers' names, down before up and content before style, so equal seeds give equal files.
+layers' names, down before up and one adapter after the other, so equal seeds give equal files.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -26,7 +27,7 @@ from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.merging.context import MergeContext
 from b4m.merging.core_space import core_of
-from b4m.merging.layerwise import merge_layers, padded
+from b4m.merging.layerwise import merge_layers, padded, split_weights
 from b4m.methods import Merge
 from b4m.settings import SEEDS, MergeSettings
 
@@ -39,31 +40,32 @@ class Settings(MergeSettings):
     seed: int = Field(0, ge=0, lt=SEEDS, description="seed of what is dropped")
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:
-    """Drop entries at random, rescale and add; rank at most r_c + r_s, of factors max(r_c, r_s)."""
+def merge(adapters: Sequence[Adapter], context: MergeContext[Settings]) -> Adapter:
+    """Drop entries at random, rescale and add; rank at most sum_k r_k, of factors max_k r_k."""
     settings = context.settings
     generator = torch.Generator().manual_seed(settings.seed)
 
-    def dropped_core(content: LowRank, style: LowRank) -> LowRank:
-        core, weights = core_of(content, style), [settings.content_weight, settings.style_weight]
-        cores = [core.content_KL, core.style_KL]
-        return core.pair(dare(cores, weights, settings.density, generator), content.up.dtype)
+    def dropped_core(pairs: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+        core = core_of(pairs)
+        merged_KL = dare(core.cores, weights, settings.density, generator)
+        return core.pair(merged_KL, pairs[0].up.dtype)
 
-    def dropped_factors(content: LowRank, style: LowRank) -> LowRank:
-        content, style = padded(content, style)
-        weights = (settings.content_weight, settings.style_weight)
-        signed = [abs(w) ** 0.5 * (1.0 if w >= 0 else -1.0) for w in weights]
-        roots = [abs(w) ** 0.5 for w in weights]
-        down_RI = dare([content.down, style.down], signed, settings.density, generator)
-        up_OR = dare([content.up, style.up], roots, settings.density, generator)
+    def dropped_factors(pairs: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+        pairs = padded(pairs)
+        roots, signed = split_weights(weights)
+        down_RI = dare([pair.down for pair in pairs], signed, settings.density, generator)
+        up_OR = dare([pair.up for pair in pairs], roots, settings.density, generator)
         return LowRank(up_OR, down_RI)
 
     rule = dropped_core if settings.space == "core" else dropped_factors
-    return merge_layers("dare", content, style, settings, rule)
+    return merge_layers("dare", adapters, settings, rule)
 
 
 def dare(
-    factors: list[Tensor], weights: list[float], density: float, generator: torch.Generator
+    factors: Sequence[Tensor],
+    weights: Sequence[float],
+    density: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """The weighted sum of randomly thinned and rescaled factors of one shape."""
     total = torch.zeros_like(factors[0])

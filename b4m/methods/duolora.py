@@ -70,9 +70,8 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> 
     Raises:
         B4MError: without the base or the concepts' data, or for a base without layer priors.
     """
-    settings, family = context.settings, context.base.family
-    if not all(family.role_of(name) for name in context.base.linears()):
-        raise B4MError(f"DuoLoRA's layer prior is not known for {family.title}; use another method")
+    settings = context.settings
+    check(context.base)
 
     def start(state: MaskedMerge, bank: Bank) -> None:
         if settings.init == "prior":
@@ -90,6 +89,17 @@ def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> 
         loss=lambda state, bank: DuoLoss(state, bank, settings.cycle, settings.prior),
         rotate=singular_bases,
     )
+
+
+def check(base: Base) -> None:
+    """Refuse a base some of whose linears have no role.
+
+    Raises:
+        B4MError: naming its family.
+    """
+    family = base.family
+    if not all(map(family.role_of, base.linears())):
+        raise B4MError(f"DuoLoRA's layer prior is not known for {family.title}; use another method")
 
 
 def singular_bases(pairs: Pairs) -> Pairs:
@@ -189,4 +199,4 @@ def _distance(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
     return (first_BCHW - second_BCHW).flatten(1).norm(dim=1)
 
 
-MERGE = Merge(Settings, merge)
+MERGE = Merge.pair(Settings, merge, check)

@@ -90,7 +90,7 @@ def sampler(
         base: says device and dtype, and which adapters fit.
         settings: `alpha`, `beta`, `scale` and the number of `steps`.
     """
-    require_same_base(content, style, base)
+    require_same_base([content, style], base)
     pairs = paired(content.layers, style.layers)
     weights = {name: weigh(*both, settings.score) for name, both in pairs.items()}
     gamma = balance(list(weights.values()))

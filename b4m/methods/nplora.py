@@ -9,16 +9,24 @@ C||^2 + mu ||X Q||^2 over X, which gives the factor above. The paper takes Q fro
 style's down^T; here it also leaves out directions that the style's up factor cancels, which is
 the same wherever up has full column rank. Weights scale the adapters and do not change Q. The
 paper names mu = 0.5; no released code was found.
+
+Of more than two adapters each one is kept off the directions that any later one reads, so the last
+one is kept whole: dW = sum_k A_k (I - a Q_k Q_k^T), Q_k of the row spaces of A_(k+1), ..., A_n
+together. Merging two at a time would not do that: a second projection brings back a part of what
+the first one took away, wherever the later adapters read in common.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.merging.context import MergeContext
-from b4m.merging.layerwise import merge_layers
+from b4m.merging.layerwise import merge_layers, weighted_sum
 from b4m.methods import Merge
 from b4m.settings import MergeSettings
 
@@ -30,18 +38,34 @@ class Settings(MergeSettings):
     projection: Literal["soft", "hard"] = Field("soft", description="kind of projection")
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:
-    """Content without its part in the style's row space, plus style."""
+def merge(adapters: Sequence[Adapter], context: MergeContext[Settings]) -> Adapter:
+    """Every adapter without its part in the row spaces of the later ones, all added."""
     settings = context.settings
     amount = 1.0 if settings.projection == "hard" else settings.mu / (1.0 + settings.mu)
 
-    def projected_sum(content: LowRank, style: LowRank) -> LowRank:
-        weighted = style.scale(settings.style_weight)
-        if content.rank and style.rank:
-            content = content.project_out(style.row_space(), amount)
-        return content.scale(settings.content_weight) + weighted
+    def projected_sum(pairs: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+        return weighted_sum(kept_apart(pairs, amount), weights)
 
-    return merge_layers("nplora", content, style, settings, projected_sum)
+    return merge_layers("nplora", adapters, settings, projected_sum)
+
+
+def kept_apart(pairs: Sequence[LowRank], amount: float) -> list[LowRank]:
+    """A_k (I - amount Q_k Q_k^T) of each of some pairs of one layer."""
+    apart = []
+    for k, pair in enumerate(pairs):
+        later = [other for other in pairs[k + 1 :] if other.rank]
+        if pair.rank and later:
+            pair = pair.project_out(joint_row_space(later), amount)
+        apart.append(pair)
+    return apart
+
+
+def joint_row_space(pairs: Sequence[LowRank]) -> Tensor:
+    """Orthonormal basis (I x K) of all that some pairs read, whatever their sizes."""
+    if len(pairs) == 1:
+        return pairs[0].row_space()
+    bases_IK = torch.cat([pair.row_space() for pair in pairs], dim=1)
+    return LowRank(torch.eye(bases_IK.shape[1]).to(bases_IK), bases_IK.T).row_space()
 
 
 MERGE = Merge(Settings, merge)

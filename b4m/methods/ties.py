@@ -9,14 +9,15 @@ KnOTS-TIES and Core Space do it; the result depends on both dW alone.
 
 space "factors": E_i are down and up, one after the other, with the signed root of the weight on
 each so that the product carries the weight: PEFT's add_weighted_adapter("ties"). It depends on how
-the factors share their scale and order, and cross terms U_c D_s appear (huggingface/peft#3004).
-Deviations from PEFT: unequal ranks are met by padding with zeros and a layer that one side lacks
+the factors share their scale and order, and cross terms U_1 D_2 appear (huggingface/peft#3004).
+Deviations from PEFT: unequal ranks are met by padding with zeros and a layer that one lacks
 counts as zero, where PEFT refuses. Alpha is folded into the factors when a file is read, so for
 alpha != rank the election here sees the scaled factors, PEFT's sees the raw ones. PEFT's results
 for sources with rsLoRA are too large by sqrt(rank) (#3761), and those with a rank_pattern cannot
 be reloaded (#3737).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.merging.context import MergeContext
 from b4m.merging.core_space import core_of
-from b4m.merging.layerwise import merge_layers, padded
+from b4m.merging.layerwise import merge_layers, padded, split_weights
 from b4m.methods import Merge
 from b4m.settings import MergeSettings
 
@@ -40,26 +41,23 @@ class Settings(MergeSettings):
     space: Literal["core", "factors"] = Field("core", description="where entries are compared")
 
 
-def merge(content: Adapter, style: Adapter, context: MergeContext[Settings]) -> Adapter:
-    """Trim, elect and merge every layer; rank at most r_c + r_s, of factors max(r_c, r_s)."""
+def merge(adapters: Sequence[Adapter], context: MergeContext[Settings]) -> Adapter:
+    """Trim, elect and merge every layer; rank at most sum_k r_k, of factors max_k r_k."""
     settings = context.settings
 
-    def elected_core(content: LowRank, style: LowRank) -> LowRank:
-        core, weights = core_of(content, style), [settings.content_weight, settings.style_weight]
-        merged_KL = ties([core.content_KL, core.style_KL], weights, settings.density)
-        return core.pair(merged_KL, content.up.dtype)
+    def elected_core(pairs: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+        core = core_of(pairs)
+        return core.pair(ties(core.cores, weights, settings.density), pairs[0].up.dtype)
 
-    def elected_factors(content: LowRank, style: LowRank) -> LowRank:
-        content, style = padded(content, style)
-        weights = (settings.content_weight, settings.style_weight)
-        signed = [abs(w) ** 0.5 * (1.0 if w >= 0 else -1.0) for w in weights]
-        roots = [abs(w) ** 0.5 for w in weights]
-        down_RI = ties([content.down, style.down], signed, settings.density)
-        up_OR = ties([content.up, style.up], roots, settings.density)
+    def elected_factors(pairs: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+        pairs = padded(pairs)
+        roots, signed = split_weights(weights)
+        down_RI = ties([pair.down for pair in pairs], signed, settings.density)
+        up_OR = ties([pair.up for pair in pairs], roots, settings.density)
         return LowRank(up_OR, down_RI)
 
     rule = elected_core if settings.space == "core" else elected_factors
-    return merge_layers("ties", content, style, settings, rule)
+    return merge_layers("ties", adapters, settings, rule)
 
 
 def trim(factor: Tensor, density: float) -> Tensor:
@@ -76,7 +74,7 @@ def trim(factor: Tensor, density: float) -> Tensor:
     return factor * (size > float(order[dropped - 1]))
 
 
-def ties(factors: list[Tensor], weights: list[float], density: float) -> Tensor:
+def ties(factors: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
     """The elected mean of trimmed factors of one shape, see the module's equations."""
     trimmed = [trim(factor, density) for factor in factors]
     positive = torch.stack(trimmed).sum(dim=0) >= 0

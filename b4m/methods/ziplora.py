@@ -93,4 +93,4 @@ class ZipLoss:
         }
 
 
-MERGE = Merge(Settings, merge)
+MERGE = Merge.pair(Settings, merge)

@@ -92,7 +92,8 @@ class JobSettings:
 
     def of_sample(self, job: SampleJob) -> dict[str, Any]:
         """The explicit settings of generating images, likewise."""
-        return {**self.sample[job.combine], **_scoped(job.combine, job.settings)}
+        weights = {"weights": job.weights} if job.weights else {}
+        return {**self.sample[job.combine], **_scoped(job.combine, job.settings), **weights}
 
 
 def compare(
@@ -263,15 +264,15 @@ def _steps(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -
 
     def merge_step(job: MergeJob) -> Step:
         file, values = _adapter(out, job.key), settings.of_merge(job)
-        content, style = (_adapter(out, key) for key in job.inputs)
+        both = tuple(_adapter(out, key) for key in job.inputs)
 
         def do() -> None:
             from b4m.tracking import unrecorded
 
             with unrecorded() if bulk else nullcontext():
-                merge(content, style, file, job.method, spec.base, data, settings=values)
+                merge(both, file, job.method, spec.base, data, settings=values)
 
-        return Step(job.key, "merge", job.method, file, (content, style), do)
+        return Step(job.key, "merge", job.method, file, both, do)
 
     def sample_step(job: SampleJob) -> Step:
         folder, values = _images(out, job.key), settings.of_sample(job)
@@ -289,7 +290,6 @@ def _steps(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -
                 settings=values,
                 content=job.content,
                 style=job.style,
-                weight=job.weights,
             )
 
         return Step(job.key, "images", job.label, folder, tuple(files), do)

@@ -1,4 +1,4 @@
-"""Make one adapter of two."""
+"""Make one adapter of several."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 
 def merge(
-    content: str | Path,
-    style: str | Path,
+    adapters: Sequence[str | Path],
     out: str | Path,
     method: str = "direct",
     base: str = DEFAULT_BASE,
@@ -28,7 +27,7 @@ def merge(
     dtype: str = "float32",
     settings: Values = None,
 ) -> Path:
-    """Make one adapter of a content adapter and a style adapter.
+    """Make one adapter of a content adapter and a style adapter, or of more than two.
 
     The result is always one ordinary LoRA file. Files of other tools are read too (kohya, PEFT,
     ComfyUI), of any rank and alpha, and by methods that do not learn those of any base. A learned
@@ -36,8 +35,7 @@ def merge(
     settings, is taken from runs/work (B4M_WORK).
 
     Args:
-        content: content adapter
-        style: style adapter
+        adapters: adapter files, the content first and the style last
         out: adapter file to write (.safetensors)
         method: name of the method
         base: base model; only methods that learn load it
@@ -51,13 +49,12 @@ def merge(
     Raises:
         B4MError: for an unknown method or setting, unreadable files, or files of two bases.
     """
-    merge_once(content, style, Path(out), method, base, data, dtype, settings)
+    merge_once(adapters, Path(out), method, base, data, dtype, settings)
     return Path(out)
 
 
 def merge_once(
-    content: str | Path,
-    style: str | Path,
+    adapters: Sequence[str | Path],
     out: Path | None,
     method: str,
     base: str,
@@ -70,8 +67,7 @@ def merge_once(
     A closed-form merge is made anew each time: that takes less time than keeping it takes space.
 
     Args:
-        content: as in `merge`
-        style: as in `merge`
+        adapters: as in `merge`
         out: file to write and to record; None leaves a learned merge in the working folder alone.
         method: as in `merge`
         base: as in `merge`
@@ -83,7 +79,8 @@ def merge_once(
         The adapter, of a learned merge that in the working folder, and whether it had been made
         before.
     """
-    rule, overrides = merge_rule(method), dict(settings or {})
+    files = [Path(file) for file in adapters]
+    rule, overrides = merge_rule(method, len(files)), dict(settings or {})
     check_dtype(dtype)
     if out is not None:
         check_output(out, ".safetensors")
@@ -93,28 +90,27 @@ def merge_once(
     from b4m.tracking import open_tracker
     from b4m.training.key import cache_path
 
-    files = Path(content), Path(style)
-    first, second = read_together(files)
-    adapters = first, second
-    require_same_base(*adapters)
+    read = read_together(files)
+    require_same_base(read)
     context = merge_context(method, overrides, base, data)
     values = context.settings.model_dump()
-    concepts = "+".join(adapter.metadata.concept or "?" for adapter in adapters)
+    concepts = "+".join(adapter.metadata.concept or "?" for adapter in read)
     recorded = {"settings": values, "base": base}
     name = f"{method}/{concepts}/s{values.get('seed', 0)}"
     with open_tracker(name, "merge", method, recorded) as tracker:
         context = replace(context, tracker=tracker)
         if context.loaded is None:
             reused = False
-            merged = rule.merge(*adapters, context)
+            merged = rule.merge(read, context)
             finished = write_adapter(_named(out, method), merged, dtype=dtype)
         else:
-            finished = cache_path(context.workdir, _key(method, files, adapters, context))
+            rule.check(context.loaded)
+            finished = cache_path(context.workdir, _key(method, files, read, context))
             reused = finished.is_file()
             if reused:
                 tracker.tags({"b4m.reused": finished.stem})
             else:
-                write_adapter(finished, rule.merge(*adapters, context))
+                write_adapter(finished, rule.merge(read, context))
             if out is not None:
                 copy_as(finished, out, dtype)
         if out is not None:
@@ -156,13 +152,13 @@ def _key(
     """Hash of all that decides a learned merge: files, images, base, settings, code."""
     from b4m.data.manifest import data_hash, read_manifest
     from b4m.io import sha256
+    from b4m.merging.teacher_bank import concepts_of
     from b4m.training.key import key
 
-    concepts = adapters[0].metadata.content, adapters[1].metadata.style
     rows = [
         row
         for row in read_manifest(context.folder)
-        for kind, concept in zip(("content", "style"), concepts, strict=True)
+        for kind, concept in concepts_of(adapters)
         if row.role == "train" and row.kind == kind and concept in ("", row.concept)
     ]
     base = context.base

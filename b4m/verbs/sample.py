@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import isfinite
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,6 @@ def sample(
     settings: Values = None,
     content: str = "",
     style: str = "",
-    weight: Sequence[float] = (),
 ) -> Path:
     """Generate images with an adapter, with several at once, or with the base alone.
 
@@ -47,7 +47,6 @@ def sample(
         settings: what sampling in this way reads, by name
         content: of a prepared folder with several contents, this one
         style: of a prepared folder with several styles, this one
-        weight: factor on each adapter in their order; 1 for all if left out
 
     Returns:
         `out`.
@@ -56,7 +55,8 @@ def sample(
         B4MError: for unreadable files, an adapter of another base, or no prompt.
     """
     overrides = dict(settings or {})
-    _check(seed, prompt, weight, adapter)
+    check_seeds(seed)
+    check_each_once("prompt", prompt)
     model_of_settings = settings_of(combine)
     checked = resolve(model_of_settings, overrides, method=combine)
     from b4m.bases.sampling import sample as generate
@@ -71,7 +71,7 @@ def sample(
     )
     model = load(base, checked)
     resolved = resolve(model_of_settings, overrides, model.recipe.get("sample"), combine)
-    deltas, hook = _combined(_weighted(adapters, weight), combine, model, resolved)
+    deltas, hook = _combined(adapters, combine, model, resolved)
     images = generate(
         model,
         [text for text, _, _ in jobs],
@@ -99,18 +99,7 @@ def sample(
         for text, content, style in jobs
         for number in seed
     ]
-    return write_samples(Path(out), rows, images, _about(hashes, adapters, weight))
-
-
-def _check(
-    seeds: Sequence[int],
-    prompts: Sequence[str],
-    weights: Sequence[float],
-    adapters: Sequence[object],
-) -> None:
-    check_seeds(seeds)
-    check_each_once("prompt", prompts)
-    check_weights(weights, adapters)
+    return write_samples(Path(out), rows, images, _about(hashes, adapters, resolved.weights))
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -132,16 +121,6 @@ def check_each_once(what: str, values: Sequence[object]) -> None:
     twice = [value for number, value in enumerate(values) if value in values[:number]]
     if twice:
         raise B4MError(f"{what} {twice[0]!r} is given twice; give it once")
-
-
-def check_weights(weights: Sequence[float], adapters: Sequence[object]) -> None:
-    """Refuse weights that are not one for each adapter, or not finite."""
-    if weights and len(weights) != len(adapters):
-        raise B4MError(
-            f"{len(weights)} weights were given for {len(adapters)} adapters; give one for each"
-        )
-    if not all(map(isfinite, weights)):
-        raise B4MError(f"a weight of {', '.join(map(str, weights))} is not finite; give numbers")
 
 
 def settings_of(combine: str) -> type[SampleSettings]:
@@ -206,14 +185,8 @@ def _method(adapters: Sequence["Adapter"], combine: str) -> str:
     return metadata.method or "adapter"
 
 
-def _weighted(adapters: Sequence["Adapter"], weights: Sequence[float]) -> Sequence["Adapter"]:
-    if not weights:
-        return adapters
-    return [adapter.scale(w) for adapter, w in zip(adapters, weights, strict=True)]
-
-
 def _about(
-    hashes: str, adapters: Sequence["Adapter"], weights: Sequence[float]
+    hashes: str, adapters: Sequence["Adapter"], weights: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """What adapters.json says of them; nothing for the base alone."""
     used: dict[str, Any] = {"files": [asdict(adapter.metadata) for adapter in adapters]}
@@ -224,15 +197,20 @@ def _combined(
     adapters: Sequence["Adapter"], combine: str, base: "Base", settings: SampleSettings
 ) -> tuple[Any, Any]:
     """What hangs on the base while it generates, and the hook that changes it step by step."""
-    if combine != SUM:
-        if len(adapters) != 2:
-            raise B4MError(f"{combine} needs two adapters, content and style, not {len(adapters)}")
-        return sampler(combine).sampler(adapters[0], adapters[1], base, settings)
+    if combine != SUM and len(adapters) != 2:
+        raise B4MError(f"{combine} needs two adapters, content and style, not {len(adapters)}")
     if not adapters:
+        if settings.weights:
+            raise B4MError("setting weights is of adapters and there are none; leave it out")
         return None, None
     from b4m.bases.sampling import check_base
+    from b4m.merging.context import require_same_base
+    from b4m.merging.weighting import weighted
 
     for adapter in adapters:
         check_base(base, adapter)
-    scaled = [adapter.scale(settings.scale) for adapter in adapters]
-    return sum(scaled[1:], start=scaled[0]), None
+    require_same_base(adapters, base)
+    own = weighted(adapters, settings.weights)
+    if combine != SUM:
+        return sampler(combine).sampler(*own, base, settings)
+    return reduce(add, own).scale(settings.scale), None

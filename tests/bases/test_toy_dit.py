@@ -68,7 +68,7 @@ def trained(toy: str, prepared: Path, tmp_path_factory: pytest.TempPathFactory) 
 def zipped(toy: str, prepared: Path, trained: dict[str, Path]) -> Path:
     out = trained["content"].with_name("ziplora.safetensors")
     pair = trained["content"], trained["style"]
-    return verbs.merge(*pair, out, "ziplora", toy, prepared, settings=LEARNING)
+    return verbs.merge(pair, out, "ziplora", toy, prepared, settings=LEARNING)
 
 
 def shown(base: Base, data: Path, kind: str, work: Path) -> tuple[torch.Tensor, Noise, object]:
@@ -187,8 +187,8 @@ def test_diffusers_draws_the_same_images_from_the_file(
 def test_closed_forms_merge_exactly(trained: dict[str, Path], tmp_path: Path) -> None:
     pair = trained["content"], trained["style"]
     content, style = (read_adapter(file) for file in pair)
-    direct = read_adapter(verbs.merge(*pair, tmp_path / "direct.safetensors", "direct"))
-    short = read_adapter(verbs.merge(*pair, tmp_path / "svd.safetensors", "svd"))
+    direct = read_adapter(verbs.merge(pair, tmp_path / "direct.safetensors", "direct"))
+    short = read_adapter(verbs.merge(pair, tmp_path / "svd.safetensors", "svd"))
     assert direct.layers.keys() == short.layers.keys() == content.layers.keys()
     for name, merged in direct.layers.items():
         wanted = content.layers[name].dense() + style.layers[name].dense()
@@ -204,7 +204,7 @@ def test_every_closed_form_keeps_of_both_adapters_in_all_layers_that_act(
     method: str, trained: dict[str, Path], tmp_path: Path
 ) -> None:
     content, style = (read_adapter(file).layers for file in trained.values())
-    out = verbs.merge(trained["content"], trained["style"], tmp_path / "m.safetensors", method)
+    out = verbs.merge([trained["content"], trained["style"]], tmp_path / "m.safetensors", method)
     merged = read_adapter(out).layers
     unused = "transformer_blocks.1.attn.add_q_proj"  # of text that no block reads any more
     assert content[unused].norm() == style[unused].norm() == 0
@@ -219,7 +219,7 @@ def test_a_learned_merge_is_one_adapter_that_keeps_closer_to_both_than_the_direc
     base: Base, prepared: Path, trained: dict[str, Path], zipped: Path, tmp_path: Path
 ) -> None:
     pair = trained["content"], trained["style"]
-    direct = verbs.merge(*pair, tmp_path / "direct.safetensors", "direct")
+    direct = verbs.merge(pair, tmp_path / "direct.safetensors", "direct")
     far = infidelity(base, prepared, direct, trained, tmp_path)
     assert infidelity(base, prepared, zipped, trained, tmp_path) < 0.9 * far
     assert read_adapter(zipped).metadata.method == "ziplora"
@@ -245,9 +245,9 @@ def test_other_learned_merges_make_one_adapter_too(
     tmp_path: Path,
 ) -> None:
     pair = trained["content"], trained["style"]
-    direct = verbs.merge(*pair, tmp_path / "direct.safetensors", "direct")
+    direct = verbs.merge(pair, tmp_path / "direct.safetensors", "direct")
     out = tmp_path / "out.safetensors"
-    merged = verbs.merge(*pair, out, method, toy, prepared, settings=settings)
+    merged = verbs.merge(pair, out, method, toy, prepared, settings=settings)
     far = infidelity(base, prepared, direct, trained, tmp_path)
     assert infidelity(base, prepared, merged, trained, tmp_path) < far
 
@@ -260,9 +260,9 @@ def test_break_and_make_work_on_a_transformer(toy: str, prepared: Path, tmp_path
         for kind, name in CONCEPTS.items()
     ]  # fmt: skip
     out = tmp_path / "made.safetensors"
-    made = verbs.merge(*halves, out, "b4m", toy, prepared, settings={"steps": 3})
+    made = verbs.merge(halves, out, "b4m", toy, prepared, settings={"steps": 3})
     layers = read_adapter(made).layers
-    joined = verbs.merge(*halves, out, "b4m", toy, prepared, settings={"steps": 0})
+    joined = verbs.merge(halves, out, "b4m", toy, prepared, settings={"steps": 0})
     moved = [name for name, pair in read_adapter(joined).layers.items()
              if not torch.equal(pair.dense(), layers[name].dense())]  # fmt: skip
     assert len(moved) >= 14
@@ -275,7 +275,7 @@ def test_text_encoders_learn_beside_the_transformer(
     style = verbs.train(
         "style", prepared, "stripes", tmp_path / "text.safetensors", base=toy, settings=settings
     )
-    merged = verbs.merge(trained["content"], style, tmp_path / "direct.safetensors", "direct")
+    merged = verbs.merge([trained["content"], style], tmp_path / "direct.safetensors", "direct")
     for file in (style, merged):
         networks = read_adapter(file).text_networks()
         assert set(networks) == {"text_encoder", "text_encoder_2"}
@@ -326,12 +326,12 @@ def test_what_the_family_does_not_know_is_refused_in_its_name(
 ) -> None:
     out, pair = tmp_path / "no.safetensors", (trained["content"], trained["style"])
     with pytest.raises(B4MError, match="B-LoRA has found no groups in toy DiT"):
-        verbs.merge(*pair, out, "blora")
+        verbs.merge(pair, out, "blora")
     with pytest.raises(B4MError, match="B-LoRA has found no groups in toy DiT"):
         verbs.train("content", prepared, "teapot", out, "blora", toy, settings=TRAINING)
     monkeypatch.setattr(type(FAMILY), "role_of", lambda self, module: "")
     with pytest.raises(B4MError, match="layer prior is not known for toy DiT"):
-        verbs.merge(*pair, out, "duolora", toy, prepared, settings={**LEARNING, "seed": 1})
+        verbs.merge(pair, out, "duolora", toy, prepared, settings={**LEARNING, "seed": 1})
     assert describe(trained["content"])["norm_by_role"] == {}
     assert not out.exists()
 
@@ -342,7 +342,7 @@ def test_adapters_of_two_families_do_not_merge(trained: dict[str, Path], tmp_pat
         tmp_path / "sdxl.safetensors", Adapter({layer: LowRank(torch.ones(4, 1), torch.ones(1, 4))})
     )
     with pytest.raises(B4MError, match=r"content\S* is for toy DiT, \S*sdxl\S* for SDXL"):
-        verbs.merge(trained["content"], other, tmp_path / "no.safetensors", "direct")
+        verbs.merge([trained["content"], other], tmp_path / "no.safetensors", "direct")
 
 
 def test_bases_of_no_family_are_refused_with_the_known_ones(toy: str, tmp_path: Path) -> None:

@@ -42,15 +42,15 @@ def test_a_switch_needs_no_word(flag: str, value: bool) -> None:
 
 @pytest.mark.parametrize("value", ["-0.5", "-5e-3", "-inf", "-1"])
 def test_a_negative_number_is_a_value_and_not_a_flag(value: str) -> None:
-    _, call = cli.parse(["merge", "a", "b", "--out", "o", "--content-weight", value])
-    assert call["settings"] == {"content_weight": value}
+    _, call = cli.parse(["merge", "a", "b", "--out", "o", "--weights", value])
+    assert call["settings"] == {"weights": [value]}
 
 
 def test_a_negative_weight_subtracts_the_adapter(
     b4m: Callable[..., Answer], adapters: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "merged.safetensors"
-    status, printed, errors = b4m("merge", *adapters, "--content-weight", "-0.5", "--out", out)
+    status, printed, errors = b4m("merge", *adapters, "--weights", "-0.5", "1", "--out", out)
     assert status == 0, errors
     assert printed.strip() == str(out)
     first, second = (read_adapter(file).layers[LAYER].dense() for file in adapters)
@@ -61,19 +61,19 @@ def test_a_negative_weight_subtracts_the_adapter(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--contnet-weight 1", ("--contnet-weight", "nearest is --content-weight")),
+        ("--wieghts 1", ("--wieghts", "nearest is --weights")),
         ("--cycle 1", ("--cycle", "setting of duolora", "b4m merge --method duolora --help")),
         ("--method duolora --cycel 1", ("--cycel", "nearest is --cycle")),
         ("--rank -4", ("rank", "0 or more")),
         ("--rank four", ("rank", "'four'", "whole number")),
-        ("--content-weight nan", ("content_weight", "finite")),
-        ("--content-weight inf", ("content_weight", "finite")),
+        ("--weights nan 1", ("weights", "finite")),
+        ("--weights 1 inf", ("weights", "finite")),
         ("--method dare --density 5", ("density", "1 or less")),
         ("--method duolora --init zeros", ("init", "'lstsq'")),
         ("--method magic", ("magic", "direct")),
         ("--method klora", ("klora", "b4m sample")),
         ("--rank", ("--rank needs a value",)),
-        ("superfluous", ("no place for 'superfluous'",)),
+        ("superfluous", ("there is no adapter file superfluous",)),
     ],
 )
 def test_a_wrong_argument_costs_one_sentence(
@@ -93,7 +93,9 @@ def test_a_wrong_argument_costs_one_sentence(
     [
         ("mereg a b", ("'mereg'", "nearest is merge")),
         ("-v merge", ("'-v'", "prepare, train, merge")),
-        ("merge a --out o", ("STYLE", "b4m merge --method direct --help")),
+        ("merge --out o", ("ADAPTERS", "b4m merge --method direct --help")),
+        ("merge a --out o", ("two adapters or more, not 1",)),
+        ("merge a b c --method ziplora --out o", ("ziplora merges two adapters", "not 3", "tsv")),
         ("merge a b", ("--out",)),
         ("sample --out o --seed one", ("--seed", '"one"')),
         ("compare s --out o --content a --style b --train-with rank", ("'rank'", "NAME=VALUE")),
@@ -141,7 +143,7 @@ def test_no_command_line_ends_in_a_stack_trace_while_it_is_parsed(data: st.DataO
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(value=_VALUE, name=st.sampled_from(["--mu", "--content-weight", "--rank", "--projection"]))
+@given(value=_VALUE, name=st.sampled_from(["--mu", "--weights", "--rank", "--projection"]))
 def test_every_value_of_a_setting_is_taken_or_refused_in_one_sentence(
     b4m: Callable[..., Answer],
     adapters: tuple[Path, Path],
@@ -158,7 +160,7 @@ def test_every_value_of_a_setting_is_taken_or_refused_in_one_sentence(
         assert is_one_sentence(errors), errors
     else:
         assert printed.strip() == str(out)
-        if name in ("--mu", "--content-weight"):
+        if name == "--mu":
             assert math.isfinite(float(value))
 
 

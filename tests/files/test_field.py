@@ -159,7 +159,7 @@ def test_files_of_bases_with_equal_names_merge(tmp_path: Path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     save_file(kohya(FLUX, 1), one, {"ss_base_model_version": "chroma"})
     save_file(kohya(FLUX, 1), two, {"ss_base_model_version": "flux1"})
-    out = merge(one, two, tmp_path / "merged.safetensors", "direct")
+    out = merge([one, two], tmp_path / "merged.safetensors", "direct")
     assert set(read_adapter(out).layers) == set(FLUX)
 
 
@@ -185,7 +185,7 @@ def unknown(style: str, seed: int, path: Path, count: int = 3) -> Path:
 def test_unknown_bases_merge_and_keep_their_names(style: str, method: str, tmp_path: Path) -> None:
     files = [unknown(style, 9 * k, tmp_path / f"{k}.safetensors") for k in (0, 1)]
     assert describe(files[0])["base"] == "an unknown base"
-    out = merge(*files, tmp_path / "merged.safetensors", method)
+    out = merge(files, tmp_path / "merged.safetensors", method)
     assert {n for n in load_file(out) if "alpha" not in n} == set(load_file(files[0]))
     if method == "direct":
         merged, parts = read_adapter(out), [read_adapter(file) for file in files]
@@ -203,9 +203,9 @@ def test_an_unknown_base_is_refused_where_names_must_be_known(tmp_path: Path) ->
         convert(one, tmp_path / "out.safetensors", form="diffusers")
     sdxl = write_adapter(tmp_path / "sdxl.safetensors", adapter())
     with pytest.raises(B4MError, match="for an unknown base, .* for SDXL"):
-        merge(one, sdxl, tmp_path / "out.safetensors", "direct")
+        merge([one, sdxl], tmp_path / "out.safetensors", "direct")
     with pytest.raises(B4MError, match="B-LoRA"):
-        merge(one, one, tmp_path / "out.safetensors", "blora")
+        merge([one, one], tmp_path / "out.safetensors", "blora")
 
 
 def test_a_convolution_of_an_unknown_base_keeps_its_kernel(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Claims of the core space and of the merges that work in it: what they depend on is dW alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from b4m.adapters.lowrank import LowRank
 from b4m.merging.core_space import core_of
-from b4m.merging.least_squares import Moments
+from b4m.merging.layerwise import weighted_sum
 from b4m.methods import dare, nplora, ssr, ties, tsv
 
 
@@ -26,53 +26,53 @@ def refactored(one: LowRank, seed: int) -> LowRank:
     return LowRank(one.up @ torch.linalg.inv(change), change @ one.down)
 
 
-def ties_in_core(content: LowRank, style: LowRank) -> Tensor:
-    core = core_of(content, style)
-    merged = ties.ties([core.content_KL, core.style_KL], [1.0, 0.7], 0.3)
-    return core.pair(merged, torch.float64).dense()
+WEIGHTS = (1.0, 0.7, -0.4)
 
 
-def dare_in_core(content: LowRank, style: LowRank) -> Tensor:
-    core = core_of(content, style)
+def weights(pairs: Sequence[LowRank]) -> list[float]:
+    return list(WEIGHTS[: len(pairs)])
+
+
+def ties_in_core(pairs: Sequence[LowRank]) -> LowRank:
+    core = core_of(pairs)
+    return core.pair(ties.ties(core.cores, weights(pairs), 0.3), torch.float64)
+
+
+def dare_in_core(pairs: Sequence[LowRank]) -> LowRank:
     # signs of singular vectors are an accident of the factors: squares of a basis are not
     generator = torch.Generator().manual_seed(0)
-    merged = dare.dare([core.content_KL, core.style_KL], [1.0, 0.7], 0.6, generator)
-    return core.pair(merged, torch.float64).dense()
+    core = core_of(pairs)
+    return core.pair(dare.dare(core.cores, weights(pairs), 0.6, generator), torch.float64)
 
 
-def tsv_of_both(content: LowRank, style: LowRank) -> Tensor:
-    return tsv.tsv([content, style], (1.0, 0.7)).dense()
+def tsv_of_all(pairs: Sequence[LowRank]) -> LowRank:
+    return tsv.tsv(pairs, weights(pairs))
 
 
-def ssr_of_both(content: LowRank, style: LowRank) -> Tensor:
+def ssr_of_all(pairs: Sequence[LowRank]) -> LowRank:
     """Inputs are drawn once, so their moments follow the factorisation as recorded ones do."""
-    generator = torch.Generator().manual_seed(5)
-    x_content, x_style = torch.randn(2, content.in_features, 60, generator=generator).double()
-    down = torch.cat([content.down, style.down])
-    moments = Moments(*((down @ x) @ (down @ x).T / 60 for x in (x_content, x_style)))
-    return ssr.routed(content, style, moments, (1.0, 0.7), 0.5).dense()
+    return ssr.routed(pairs, moments_of(pairs, 60)[0], weights(pairs), 0.5)
 
 
-def svd_of_sum(content: LowRank, style: LowRank) -> Tensor:
-    return (content + style.scale(0.7)).truncate(4)[0].dense()
+def svd_of_sum(pairs: Sequence[LowRank]) -> LowRank:
+    return weighted_sum(pairs, weights(pairs)).truncate(4)[0]
 
 
-def null_space(content: LowRank, style: LowRank) -> Tensor:
-    assert nplora.MERGE.settings().mu == 0.5
-    return (content.project_out(style.row_space(), 1 / 3) + style).dense()
+def null_space(pairs: Sequence[LowRank]) -> LowRank:
+    return weighted_sum(nplora.kept_apart(pairs, 1 / 3), weights(pairs))
 
 
 @pytest.mark.parametrize(
-    "rule", [ties_in_core, dare_in_core, tsv_of_both, ssr_of_both, svd_of_sum, null_space]
+    "rule", [ties_in_core, dare_in_core, tsv_of_all, ssr_of_all, svd_of_sum, null_space]
 )
-@pytest.mark.parametrize("ranks", [(4, 4), (3, 6)])
+@pytest.mark.parametrize("ranks", [(4, 4), (3, 6), (4, 4, 4), (2, 6, 3)])
 def test_another_factorisation_of_the_same_adapters_gives_the_same_merge(
-    rule: Callable[[LowRank, LowRank], Tensor], ranks: tuple[int, int]
+    rule: Callable[[Sequence[LowRank]], LowRank], ranks: tuple[int, ...]
 ) -> None:
-    content, style = pair(17, 23, ranks[0], 1), pair(17, 23, ranks[1], 2)
-    plain = rule(content, style)
-    other = rule(refactored(content, 3), refactored(style, 4))
-    assert float((plain - other).norm() / plain.norm()) < 1e-5
+    pairs = [pair(17, 23, rank, seed) for seed, rank in enumerate(ranks, 1)]
+    plain = rule(pairs)
+    other = rule([refactored(one, seed) for seed, one in enumerate(pairs, 5)])
+    assert (plain - other).norm() / plain.norm() < 1e-5
 
 
 def test_ties_on_factors_depends_on_the_factorisation() -> None:
@@ -91,17 +91,17 @@ def test_ties_on_factors_depends_on_the_factorisation() -> None:
 @pytest.mark.parametrize("ranks", [(4, 4), (3, 6), (0, 5)])
 def test_the_core_space_loses_nothing(ranks: tuple[int, int]) -> None:
     content, style = pair(17, 23, ranks[0], 1), pair(17, 23, ranks[1], 2)
-    core = core_of(content, style)
-    for one, small in ((content, core.content_KL), (style, core.style_KL)):
+    core = core_of([content, style])
+    for one, small in zip((content, style), core.cores, strict=True):
         torch.testing.assert_close(core.pair(small, torch.float64).dense(), one.dense())
-    assert max(core.content_KL.shape) <= sum(ranks)
+    assert max(core.cores[0].shape) <= sum(ranks)
 
 
 def test_the_left_basis_is_that_of_both_matrices_side_by_side() -> None:
     content, style = pair(17, 23, 3, 1), pair(17, 23, 5, 2)
     dense = torch.cat([content.dense(), style.dense()], dim=1)
     left, sigma, _ = torch.linalg.svd(dense, full_matrices=False)
-    core = core_of(content, style)
+    core = core_of([content, style])
     overlap = (left[:, :8].T @ core.left_OK).abs()
     torch.testing.assert_close(overlap, torch.eye(8, dtype=torch.float64), atol=1e-8, rtol=0)
     assert float(sigma[8]) < 1e-9
@@ -109,11 +109,11 @@ def test_the_left_basis_is_that_of_both_matrices_side_by_side() -> None:
 
 def test_dare_in_the_core_space_is_the_direct_merge_on_average() -> None:
     content, style = pair(9, 11, 2, 1), pair(9, 11, 3, 2)
-    core = core_of(content, style)
+    core = core_of([content, style])
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(9, 11, dtype=torch.float64)
     for _ in range(4000):
-        merged = dare.dare([core.content_KL, core.style_KL], [1.0, 1.0], 0.5, generator)
+        merged = dare.dare(core.cores, [1.0, 1.0], 0.5, generator)
         total += core.pair(merged, torch.float64).dense()
     direct = (content + style).dense()
     assert float((total / 4000 - direct).norm() / direct.norm()) < 0.1
@@ -134,48 +134,73 @@ def test_tsv_turns_shared_directions_apart() -> None:
     assert float(same.dense().norm()) < float(twice.norm())
 
 
-def test_tsv_keeps_one_adapter_when_the_other_is_zero() -> None:
-    content = pair(12, 14, 3, 1)
-    zero = LowRank.zero(12, 14, content.up)
-    torch.testing.assert_close(tsv.tsv([content, zero], (1.0, 1.0)).dense(), content.dense())
-
-
-def moments_of(content: LowRank, style: LowRank, tokens: int) -> tuple[Moments, list[Tensor]]:
+def moments_of(pairs: Sequence[LowRank], tokens: int) -> tuple[list[Tensor], list[Tensor]]:
     generator = torch.Generator().manual_seed(7)
     inputs = [
-        torch.randn(content.in_features, tokens, generator=generator).double() * scale
-        for scale in (1.0, 1.7)
+        torch.randn(pairs[0].in_features, tokens, generator=generator).double() * (1 + 0.7 * k)
+        for k in range(len(pairs))
     ]
-    down = torch.cat([content.down, style.down])
-    return Moments(*((down @ x) @ (down @ x).T / tokens for x in inputs)), inputs
+    down = torch.cat([one.down for one in pairs])
+    return [(down @ x) @ (down @ x).T / tokens for x in inputs], inputs
 
 
-def test_without_an_anchor_ssr_is_ordinary_least_squares() -> None:
-    content, style = pair(10, 30, 3, 1), pair(10, 30, 4, 2)
-    moments, (x_content, x_style) = moments_of(content, style, 50)
-    routed = ssr.routed(content, style, moments, (1.0, 1.0), 0.0)
-    # all of U M at once, as a regression of the two teachers' outputs on z = D x
-    down = torch.cat([content.down, style.down])
-    z = torch.cat([down @ x_content, down @ x_style], dim=1)
-    y = torch.cat([content.dense() @ x_content, style.dense() @ x_style], dim=1)
+@pytest.mark.parametrize("number", [2, 3])
+def test_without_an_anchor_ssr_is_ordinary_least_squares(number: int) -> None:
+    pairs = [pair(10, 30, 3 + k, k) for k in range(number)]
+    moments, inputs = moments_of(pairs, 50)
+    routed = ssr.routed(pairs, moments, weights(pairs), 0.0)
+    # all of U M at once, as a regression of the teachers' outputs on z = D x
+    down = torch.cat([one.down for one in pairs])
+    z = torch.cat([down @ x for x in inputs], dim=1)
+    outputs = zip(weights(pairs), pairs, inputs, strict=True)
+    y = torch.cat([weight * one.dense() @ x for weight, one, x in outputs], dim=1)
     best = torch.linalg.lstsq(z.T, y.T).solution.T @ down
     torch.testing.assert_close(routed.dense(), best, atol=1e-8, rtol=1e-8)
 
 
-def test_a_strong_anchor_gives_the_direct_merge_and_equal_inputs_the_average() -> None:
-    content, style = pair(10, 30, 3, 1), pair(10, 30, 4, 2)
-    moments, _ = moments_of(content, style, 50)
-    direct = (content + style).dense()
-    strong = ssr.routed(content, style, moments, (1.0, 1.0), 1e9).dense()
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_strong_anchor_gives_the_direct_merge_and_equal_inputs_the_average(number: int) -> None:
+    pairs = [pair(10, 30, 3 + k, k) for k in range(number)]
+    moments, _ = moments_of(pairs, 50)
+    direct = weighted_sum(pairs, weights(pairs)).dense()
+    strong = ssr.routed(pairs, moments, weights(pairs), 1e9).dense()
     torch.testing.assert_close(strong, direct, atol=1e-5, rtol=1e-5)
-    alike = Moments(moments.content_RR, moments.content_RR)
-    average = ssr.routed(content, style, alike, (1.0, 1.0), 0.0).dense()
-    torch.testing.assert_close(average, direct / 2, atol=1e-8, rtol=1e-8)
+    average = ssr.routed(pairs, moments[:1] * number, weights(pairs), 0.0).dense()
+    torch.testing.assert_close(average, direct / number, atol=1e-8, rtol=1e-8)
 
 
-def test_ssr_passes_an_adapter_through_when_the_other_is_zero() -> None:
-    content = pair(10, 30, 3, 1)
-    zero = LowRank.zero(10, 30, content.up)
-    moments, _ = moments_of(content, zero, 50)
-    routed = ssr.routed(content, zero, moments, (2.0, 1.0), 0.5).dense()
-    torch.testing.assert_close(routed, 2.0 * content.dense())
+@pytest.mark.parametrize("rank", [0, 4])
+def test_ssr_is_not_changed_by_an_adapter_that_is_zero_in_a_layer(rank: int) -> None:
+    first, second = pair(10, 30, 3, 1), pair(10, 30, 5, 2)
+    zero = pair(10, 30, rank, 3).scale(0.0)
+    (of_first, of_second), _ = moments_of([first, second], 50)
+    wanted = ssr.routed([first, second], [of_first, of_second], [2.0, 1.0], 0.5).dense()
+    moments, _ = moments_of([first, second, zero], 50)
+    routed = ssr.routed([first, second, zero], moments, [2.0, 1.0, 1.0], 0.5).dense()
+    torch.testing.assert_close(routed, wanted)
+    alone = ssr.routed([first, zero], moments_of([first, zero], 50)[0], [2.0, 1.0], 0.5).dense()
+    torch.testing.assert_close(alone, 2.0 * first.dense())
+
+
+@pytest.mark.parametrize("adapter", ["of no rank", "zero", "of weight 0"])
+def test_tsv_is_not_changed_by_an_adapter_that_adds_nothing(adapter: str) -> None:
+    first, second, third = pair(12, 14, 3, 1), pair(12, 14, 4, 2), pair(12, 14, 2, 3)
+    nothing = {"of no rank": LowRank.zero(12, 14, third.up), "zero": third.scale(0.0)}
+    merged = tsv.tsv(
+        [first, nothing.get(adapter, third), second], [1.0, float(adapter in nothing), 0.5]
+    )
+    torch.testing.assert_close(merged.dense(), tsv.tsv([first, second], [1.0, 0.5]).dense())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_three_adapters_nplora_keeps_each_off_all_that_later_ones_read(seed: int) -> None:
+    """The later two read partly the same, where one projection after the other falls short."""
+    first, second, third = (pair(12, 20, rank, seed + rank) for rank in (3, 4, 5))
+    third = LowRank(third.up, torch.cat([third.down[:3], second.down[:2] + 0.3 * third.down[3:]]))
+    apart = nplora.kept_apart([first, second, third], 1.0)
+    for later in (second, third):
+        assert (apart[0].dense() @ later.down.T).abs().max() < 1e-9
+    assert (apart[1].dense() @ third.down.T).abs().max() < 1e-9
+    assert apart[2] is third
+    in_turn = first.project_out(second.row_space()).project_out(third.row_space())
+    assert (in_turn.dense() @ second.down.T).abs().max() > 1e-3

@@ -44,7 +44,7 @@ def test_training_touches_only_the_group_of_its_kind(
 
 def test_the_merge_takes_each_group_from_its_file_and_nothing_else(base: Base) -> None:
     content, style = everywhere(base, 0), everywhere(base, 1)
-    merged = runs.merge("blora", content, style, content_weight=0.5, style_weight=2.0)
+    merged = runs.merge("blora", content, style, weights=(0.5, 2.0))
     assert {name[: len(GROUPS["content"])] for name in merged.layers} == set(GROUPS.values())
     for name, pair in merged.layers.items():
         source, weight = (content, 0.5) if name.startswith(GROUPS["content"]) else (style, 2.0)

@@ -76,7 +76,7 @@ def test_dense_result_is_pefts(
     method: str, kind: str, density: float | None, rank: int | None, weights: list[float]
 ) -> None:
     content, style = pair_of_adapters()
-    settings = {"content_weight": weights[0], "style_weight": weights[1]}
+    settings = {"weights": weights}
     settings |= {"density": density, "space": "factors"} if density else {}
     settings |= {"rank": rank} if rank else {}
     ours = runs.merge(method, content, style, **settings)
@@ -87,7 +87,7 @@ def test_dense_result_is_pefts(
 
 def test_direct_merge_is_the_weighted_sum_without_pefts_cross_terms() -> None:
     content, style = pair_of_adapters(3, 5)
-    result = runs.merge("direct", content, style, content_weight=2.0, style_weight=-0.5)
+    result = runs.merge("direct", content, style, weights=(2.0, -0.5))
     for name, pair in result.layers.items():
         wanted = 2.0 * content.layers[name].dense() - 0.5 * style.layers[name].dense()
         torch.testing.assert_close(pair.dense(), wanted)
@@ -212,11 +212,11 @@ def test_metadata_names_both_concepts_and_all_settings() -> None:
         {"a": draw_pair(4, 4, 2, 1)},
         Metadata(style="ink", triggers={"any": "w@z"}, class_words={"style": "ink"}),
     )
-    said = runs.merge("direct", content, style, style_weight=0.5).metadata
+    said = runs.merge("direct", content, style, weights=(1, 0.5)).metadata
     assert (said.method, said.stage, said.concept) == ("direct", "merged", "teapot+ink")
     assert said.triggers == {"content": "snq", "style": "w@z"}
     assert (said.base_hash, said.rank) == ("f00", 4)
-    assert said.config["settings"]["style_weight"] == 0.5
+    assert said.config["settings"]["weights"] == ["1", "0.5"]
 
 
 @pytest.mark.parametrize(

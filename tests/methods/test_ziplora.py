@@ -89,7 +89,7 @@ def test_least_squares_alone_is_a_method(base: Base, prepared: Path, tmp_path: P
 def test_weights_scale_the_adapters_that_are_taught(
     base: Base, prepared: Path, tmp_path: Path
 ) -> None:
-    settings = {"steps": 0, "content_weight": 0.5, "style_weight": 2.0, "init": "ones"}
+    settings = {"steps": 0, "weights": (0.5, 2.0), "init": "ones"}
     result = merged(base, prepared, tmp_path, **settings)
     content, style = adapters_of(base)
     name = next(iter(result.layers))

@@ -104,7 +104,7 @@ def test_merges_carry_the_text_layers(
     )
     settings = {"steps": 2, "bank": 2} if method in ("ziplora", "duolora") else {}
     out = verbs.merge(
-        *parts, work / f"{method}.safetensors", method, str(tiny_base), prepared, settings=settings
+        parts, work / f"{method}.safetensors", method, str(tiny_base), prepared, settings=settings
     )
     merged, own = read_adapter(out), read_adapter(parts[1])
     assert set(merged.text_layers) == set(own.text_layers)
@@ -122,7 +122,7 @@ def test_make_carries_the_text_layers_of_both_halves(
         style(work, tiny_base, prepared, "b4m", **TEXT),
     )
     out = verbs.merge(
-        *parts, work / "made.safetensors", "b4m", str(tiny_base), prepared,
+        parts, work / "made.safetensors", "b4m", str(tiny_base), prepared,
         settings={"steps": 2, "batch_size": 1, "accumulation": 1},
     )  # fmt: skip
     both = read_adapter(parts[0]) + read_adapter(parts[1])
