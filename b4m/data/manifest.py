@@ -131,6 +131,14 @@ def partner_rows(rows: Sequence[ManifestRow], kind: str) -> list[ManifestRow]:
     return [row for row in rows if row.kind == other and row.role == "partner"]
 
 
+def manifest_hash(folder: str | Path) -> str:
+    """Hash of all that a prepared folder holds: pictures, captions and their uses."""
+    rows = read_manifest(Path(folder))
+    uses = [(row.kind, row.concept, row.role) for row in rows]
+    content = f"{data_hash(Path(folder), rows)} {uses}"
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def data_hash(folder: Path, rows: Iterable[ManifestRow]) -> str:
     """SHA-256 over the pictures' bytes and captions, in order."""
     digest = hashlib.sha256()

@@ -1,5 +1,6 @@
 """Choose and caption the images of contents and styles."""
 
+import tempfile
 from pathlib import Path
 
 
@@ -18,7 +19,8 @@ def prepare(
     its caption in a .txt file of the same name, which must hold the trigger word.
 
     Args:
-        source: folder of an EmojiGrid, or your own folder with content/NAME and style/NAME
+        source: folder of an EmojiGrid, or your own folder with content/NAME and style/NAME; or
+            where DVC tracks one: dvc+REPOSITORY@REVISION#PATH, with &remote=NAME
         out: folder to write: pictures and manifest.csv
         content: name of the content; several separated by commas; empty takes all of your own
         style: name of the style; several separated by commas; empty takes all of your own
@@ -33,5 +35,9 @@ def prepare(
         B4MError: for unknown names, damaged pictures, captions without their trigger.
     """
     from b4m.data.prepare import prepare as build
+    from b4m.data.repository import fetch, origin
 
-    return build(Path(source), Path(out), content, style, style_images, partners, seed)
+    where = origin(str(source))
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(source) if where is None else fetch(where, Path(folder) / "data")
+        return build(place, Path(out), content, style, style_images, partners, seed)
