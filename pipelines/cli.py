@@ -99,12 +99,22 @@ def _compile(
     out: Annotated[
         Optional[Path], Parameter(help="file to write (default: build/PIPELINE.yaml)")
     ] = None,
+    manifest: Annotated[
+        bool, Parameter(help="as resources Pipeline and PipelineVersion, for kubectl apply")
+    ] = False,
+    namespace: Annotated[Optional[str], Parameter(help="of these resources")] = None,
 ) -> int:
     """Write a pipeline as YAML for a Kubeflow Pipelines server."""
     from kfp import compiler
 
     file = out or Path(f"build/{name}.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
+    if manifest:
+        from pipelines.versions import write_manifest
+
+        write_manifest(pipeline_of(name), file, parameters, namespace)
+        print(file)
+        return 0
     compiler.Compiler().compile(
         pipeline_of(name), str(file), pipeline_parameters=parameters, type_check=True
     )
@@ -162,15 +172,20 @@ def _submit(
         str, Parameter(env_var="KFP_EXPERIMENT", help="where the server lists the run")
     ] = "b4m",
     run_name: Annotated[Optional[str], Parameter(help="name of the run on the server")] = None,
+    recurring: Annotated[
+        Optional[str],
+        Parameter(help="start a run at these times from now on, as cron: '0 3 * * *'"),
+    ] = None,
     wait: Annotated[
         bool, Parameter(help="stay until it has ended; the exit status says how")
     ] = False,
 ) -> int:
     """Run a pipeline on a Kubeflow Pipelines server."""
-    from pipelines.submit import Server, submit
+    from pipelines.submit import Request, Server, submit
 
     server = Server(endpoint, token, cookies, ca, insecure, server_namespace)
-    return submit(pipeline_of(name), parameters, server, experiment, namespace, run_name, wait)
+    request = Request(experiment, namespace, run_name, recurring, wait)
+    return submit(pipeline_of(name), parameters, server, request)
 
 
 def _results(

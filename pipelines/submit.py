@@ -5,7 +5,7 @@ import time
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Mapping, Optional
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 import kfp
 import kfp_server_api
@@ -13,6 +13,8 @@ from kfp.dsl import base_component
 from urllib3.exceptions import HTTPError
 
 from b4m.errors import B4MError
+from pipelines.versions import upload
+from pipelines.waiting import cluster, reasons
 
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _ANSWERS = {
@@ -92,25 +94,40 @@ class Server:
         kfp_server_api.HealthzServiceApi(client).healthz_service_get_healthz()
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a server.
+
+    Attributes:
+        experiment: experiment under which the server lists the run; made if it is not there.
+        namespace: namespace of the user, on servers with several users.
+        name: of the run; None gives it the pipeline's name and the time.
+        recurring: when to start runs from now on, as a cron expression; None starts one now.
+        wait: stay until the run has ended, and print the states of its tasks.
+    """
+
+    experiment: str
+    namespace: Optional[str] = None
+    name: Optional[str] = None
+    recurring: Optional[str] = None
+    wait: bool = False
+
+
 def submit(
     pipeline: base_component.BaseComponent,
     arguments: Mapping[str, Any],
     server: Server,
-    experiment: str,
-    namespace: Optional[str] = None,
-    run_name: Optional[str] = None,
-    wait: bool = False,
+    request: Request,
 ) -> int:
-    """Start a run on a server and print its id; its address goes to stderr.
+    """Start a run on a server, or a series of runs, and print its id; its address goes to stderr.
+
+    The pipeline goes there as a version named after the commit, unless it is there already.
 
     Args:
         pipeline: The pipeline.
         arguments: Its parameters by name; the rest are its defaults.
         server: The server.
-        experiment: Experiment under which the server lists the run; made if it is not there.
-        namespace: Namespace of the user, on servers with several users.
-        run_name: Name of the run; None lets KFP choose.
-        wait: Stay until the run has ended, and print the states of its tasks.
+        request: What is asked of it.
 
     Returns:
         The exit status: 0, or 1 for a run that was waited for and did not succeed.
@@ -118,32 +135,69 @@ def submit(
     Raises:
         B4MError: if the server cannot be reached or refuses.
     """
+    cron = _cron(request)
     client = server.client()
+    name = request.name or f"{pipeline.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
     with server.sentences(), redirect_stdout(sys.stderr):  # the client prints addresses
-        started = client.create_run_from_pipeline_func(
-            pipeline,
-            arguments=dict(arguments),
-            experiment_name=experiment,
-            namespace=namespace,
-            run_name=run_name,
-        )
-    run_id = str(started.run_id)
-    print(run_id, flush=True)
-    if not wait:
+        version = upload(pipeline, client, request.namespace)
+        experiment = client.create_experiment(request.experiment, namespace=request.namespace)
+        given = (str(experiment.experiment_id), name)
+        kept = {
+            "params": dict(arguments),
+            "pipeline_id": version.pipeline,
+            "version_id": version.version,
+        }
+        if cron:
+            series = client.create_recurring_run(
+                *given, cron_expression=cron, no_catchup=True, max_concurrency=1, **kept
+            )
+            started_id = str(series.recurring_run_id)
+        else:
+            started_id = str(client.run_pipeline(*given, **kept).run_id)
+    print(started_id, flush=True)
+    if not request.wait:
         return 0
-    state = watch(client, server, run_id)
+    state = watch(client, server, started_id, request.namespace or "kubeflow")
     print(state)
     return int(state != "SUCCEEDED")
 
 
-def watch(client: kfp.Client, server: Server, run_id: str, pause_s: float = 5.0) -> str:
+def _cron(request: Request) -> str:
+    """The server's form of a cron expression, which has seconds; "" without one.
+
+    Raises:
+        B4MError: for another number of fields, or a series that is to be waited for.
+    """
+    fields = (request.recurring or "").split()
+    if request.recurring is None:
+        return ""
+    if len(fields) not in (5, 6):
+        raise B4MError(
+            f"recurring {request.recurring!r} has {len(fields)} fields; write five: minute, hour, "
+            "day, month, weekday"
+        )
+    if request.wait:
+        raise B4MError("a series of runs has no end; leave out --wait")
+    return " ".join(fields if len(fields) == 6 else ["0", *fields])
+
+
+def watch(
+    client: kfp.Client,
+    server: Server,
+    run_id: str,
+    namespace: str = "kubeflow",
+    pause_s: float = 5.0,
+) -> str:
     """Print what changes in a run until it has ended, and return its last state.
+
+    Where the current Kubernetes context leads to the run's cluster, this includes what pods wait
+    for: a node, a claim, an image.
 
     Raises:
         B4MError: if the server is away for longer than a few minutes.
     """
     shown: Dict[str, str] = {}
-    away = 0
+    away, kubernetes = 0, cluster()
     while True:
         try:
             with server.sentences():
@@ -155,21 +209,34 @@ def watch(client: kfp.Client, server: Server, run_id: str, pause_s: float = 5.0)
                 raise
             time.sleep(pause_s)
             continue
-        details = run.run_details.task_details if run.run_details else None
-        for task in details or []:
-            line = _line(task)
-            if line and shown.get(task.task_id) != line:
-                shown[task.task_id] = line
+        lines = dict(_lines(run))
+        if kubernetes is not None and run.state not in ENDED:
+            waiting = reasons(kubernetes, run_id, namespace)
+            lines.update({f"waits {k}": f"{k} waits ({v})" for k, v in waiting.items()})
+        for key, line in lines.items():
+            if shown.get(key) != line:
+                shown[key] = line
                 print(line, file=sys.stderr, flush=True)
         if run.state in ENDED:
             return str(run.state)
         time.sleep(pause_s)
 
 
+def _lines(run: Any) -> Iterator[Tuple[str, str]]:
+    """What to say of a run and its tasks, by what it is about."""
+    for task in (run.run_details.task_details if run.run_details else None) or []:
+        line = _line(task)
+        if line:
+            yield str(task.task_id), line
+    if run.error and run.error.message:
+        yield "run", f"the run: {run.error.message}"
+
+
 def _line(task: Any) -> str:
-    """A task's name and state; "" for the drivers before tasks."""
+    """A task's name, state and why; "" for the drivers before tasks."""
     name = task.display_name or ""
     if not task.state or name == "driver" or name.endswith("-driver"):
         return ""
-    reason = task.error.message if task.error and task.error.message else ""
+    errors = [task.error, *(past.error for past in reversed(task.state_history or []))]
+    reason = next((error.message for error in errors if error and error.message), "")
     return f"{name}: {task.state}{f' ({reason})' if reason else ''}"
