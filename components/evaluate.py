@@ -33,11 +33,10 @@ def evaluate(
     from b4m.jobs import sample_folders
     from b4m.tracking import pipeline_step
 
-    with pipeline_step() as run:
+    with pipeline_step():
         folders = sample_folders(s.path for s in closed_form + learned + unmerged)
         written = verbs.evaluate(folders, data.path, scores.path, evaluator)
         # a server refuses the whole file for one NaN
         means = {k: v for k, v in mean_scores(written).items() if math.isfinite(v)}
-        run.metrics({f"eval/{name}": mean for name, mean in means.items()})
         for name, mean in means.items():
             metrics.log_metric(name, mean)

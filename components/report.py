@@ -9,7 +9,7 @@ from components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def report(
-    last: bool,
+    bulk: bool,
     jobs: dsl.Input[dsl.Dataset],
     data: dsl.Input[dsl.Dataset],
     closed_form: dsl.Input[List[dsl.Dataset]],
@@ -23,7 +23,7 @@ def report(
     """Write the report, one HTML page that needs nothing beside itself.
 
     Args:
-        last: The run is done with this task.
+        bulk: There are many images, so they are not recorded one by one.
         jobs: All jobs of the run.
         data: Prepared images and captions, shown as references.
         closed_form: Images of closed-form merges.
@@ -31,18 +31,14 @@ def report(
         unmerged: Images of the base model, of single adapters, and of methods without a merge.
         scores: Scores of all images.
     """
-    import os
-
-    from b4m import verbs
-    from b4m.jobs import Jobs, sample_folders, write_table
+    from b4m.jobs import sample_folders, write_table
+    from b4m.publish import write_pages
     from b4m.tracking import pipeline_step
 
     samples = [s.path for s in closed_form + learned + unmerged]
-    with pipeline_step(last=last) as run:
-        title = Jobs.read(jobs.path).comparison.title
+    with pipeline_step() as run:
         folders = sample_folders(samples)
-        verbs.report(folders, scores.path, data.path, page.path, title)
-        os.replace(os.path.join(os.path.dirname(page.path), "contact.png"), sheet.path)
-        if last:  # one pair; of many the report shows enough
+        write_pages(jobs.path, folders, scores.path, data.path, page.path, sheet.path, run)
+        if not bulk:
             run.files(folders, "images")
         run.tags({"b4m.failed_jobs": str(write_table(samples, outcomes.path) or "")})

@@ -41,7 +41,8 @@ def compare(
         methods: Methods that are compared.
         seeds: One image per pair, method and seed, from the same noise for every method.
         pairing: every content with every style, or matching, first with first and so on.
-        source: Folder of an EmojiGrid, or your own folder with content/NAME and style/NAME.
+        source: Folder of an EmojiGrid, or your own folder with content/NAME and style/NAME; or
+            where DVC tracks one, dvc+REPOSITORY@REVISION#PATH, with &remote=NAME.
         base: Base model: a folder, a hub id or a single-file checkpoint.
         evaluator: Encoder that compares images: a folder, or an open_clip MODEL:WEIGHTS.
         train_settings: Settings of training, NAME for all methods that have it, or METHOD.NAME.
@@ -69,7 +70,6 @@ def compare(
         sample_settings=sample_settings,
     )
     amounts = Amounts(gpus=gpus, cpu=cpu, memory=memory)
-    shown = carry_out(
-        "compare", compared, Tasks(most=tasks, bulk=True, amounts=amounts), last=False
-    )
-    light(check_outcomes(fail=fail, outcomes=shown.outputs["outcomes"]), "check outcomes")
+    done = carry_out("compare", compared, Tasks(most=tasks, bulk=True, amounts=amounts))
+    outcomes = done.shown.outputs["outcomes"]
+    light(check_outcomes(fail=fail, outcomes=outcomes), "check outcomes")

@@ -4,8 +4,9 @@ from typing import Dict, List
 
 from kfp import dsl
 
-from pipelines.resources import Amounts
-from pipelines.steps import Compared, Tasks, carry_out
+from components.publish_adapter import publish_adapter
+from pipelines.resources import Amounts, heavy
+from pipelines.steps import Compared, Tasks, all_images, carry_out
 
 
 @dsl.pipeline(name="customize")
@@ -23,6 +24,8 @@ def customize(
     style_images: int = 5,
     partners: int = 3,
     tasks: int = 0,
+    register_as: str = "",
+    minimum: float = 0.0,
     gpus: str = "0",
     cpu: str = "1",
     memory: str = "4G",
@@ -31,14 +34,15 @@ def customize(
 
     1. Prepare the images of both. 2. Train the adapters that the methods need. 3. Merge them, once
     per method. 4. Generate images with every method, and for comparison with each adapter alone
-    and with the base. 5. Score. 6. Report.
+    and with the base. 5. Score. 6. Report. 7. Publish the best adapter, with its card.
 
     Args:
         content: Name of the content, the thing to show.
         style: Name of the style, the way to show it.
         methods: Methods; the first one is the result, the others are compared with it.
         seeds: One image per prompt and seed, from the same noise for every method.
-        source: Folder of an EmojiGrid, or your own folder with content/NAME and style/NAME.
+        source: Folder of an EmojiGrid, or your own folder with content/NAME and style/NAME; or
+            where DVC tracks one, dvc+REPOSITORY@REVISION#PATH, with &remote=NAME.
         base: Base model: a folder, a hub id or a single-file checkpoint.
         evaluator: Encoder that compares images: a folder, or an open_clip MODEL:WEIGHTS.
         train_settings: Settings of training, NAME for all methods that have it, or METHOD.NAME.
@@ -47,6 +51,8 @@ def customize(
         style_images: How many images teach the style.
         partners: How many images of the other kind accompany B4M's training.
         tasks: Most tasks of a kind of jobs; 0 gives each job its own.
+        register_as: Model in MLflow's registry that gets the best adapter as a version, if any.
+        minimum: Lowest score of a version.
         gpus: Accelerators of a task that runs the base; SDXL needs 1, the small bases none.
         cpu: CPUs that a heavy task asks for.
         memory: Memory that a heavy task gets; 32G suits SDXL.
@@ -65,4 +71,17 @@ def customize(
         sample_settings=sample_settings,
     )
     amounts = Amounts(gpus=gpus, cpu=cpu, memory=memory)
-    carry_out("customize", compared, Tasks(most=tasks, bulk=False, amounts=amounts), last=True)
+    done = carry_out("customize", compared, Tasks(most=tasks, bulk=False, amounts=amounts))
+    published = publish_adapter(
+        name=register_as,
+        minimum=minimum,
+        jobs=done.planned.outputs["jobs"],
+        data=done.prepared.outputs["data"],
+        scores=done.scored.outputs["scores"],
+        trained=done.trained.outputs["adapters"],
+        merged_closed_form=dsl.Collected(done.merges["closed_form"].outputs["merged"]),
+        merged_learned=dsl.Collected(done.merges["learned"].outputs["merged"]),
+        page=done.shown.outputs["page"],
+        **all_images(done.samples),
+    )
+    heavy(published, "publish", amounts)

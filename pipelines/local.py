@@ -1,6 +1,7 @@
 """Run a pipeline on this machine, task by task, in processes or in Docker containers."""
 
 import builtins
+import fcntl
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from kfp import local
 from kfp.dsl import base_component
 
 from b4m.errors import B4MError
+from b4m.plan import Comparison
 from b4m.tracking import end_pipeline, tracking_uri
 from pipelines.containers import honour_exit_status
 from pipelines.pods import comparison_of
@@ -22,6 +24,7 @@ from pipelines.results import Results, clear
 from pipelines.transcript import Task, Transcript
 
 LOG = "pipeline.log"
+CLAIM = ".run"  # holds the id of the run that is writing here
 RUNNERS = ("subprocess", "docker")
 # Settings of the library that containers share with this process
 PASSED_ON = (
@@ -57,12 +60,24 @@ def run(
     """
     defaults = {key: spec.default for key, spec in pipeline.component_spec.inputs.items()}
     comparison = comparison_of({**defaults, **arguments})
-    if out.exists() and not (out / LOG).exists() and any(out.iterdir()):
+    ours = (out / LOG).exists() or (out / CLAIM).exists()
+    if out.exists() and not ours and any(out.iterdir()):
         raise B4MError(f"{out} holds something else than a run; give another folder")
-    clear(out)
     out.mkdir(parents=True, exist_ok=True)
-    root = out / "pipeline"
     _local_environment(out)
+    with _alone(out):
+        return _carry_out(pipeline, arguments, out, runner, comparison)
+
+
+def _carry_out(
+    pipeline: base_component.BaseComponent,
+    arguments: Mapping[str, Any],
+    out: Path,
+    runner: str,
+    comparison: Comparison,
+) -> int:
+    clear(out)
+    root = out / "pipeline"
     _simplify(pipeline.pipeline_spec, runner)
     local.init(_runner(runner), pipeline_root=str(root), workspace_root=str(root / "workspace"))
     with (out / LOG).open("w", encoding="utf-8") as log:
@@ -82,6 +97,7 @@ def run(
         end_pipeline("FAILED")  # of a process that was killed, the run is open
         _explain(failure, unfinished, out)
         return 1
+    end_pipeline("FINISHED")  # a server that was away at the end may have missed it
     results = Results(root, out, comparison)
     results.collect()
     lacking = [*results.missing(), *_missing_database()]
@@ -92,6 +108,31 @@ def run(
     print(f"Report: {out / 'report.html'}")
     print("Runs:   make ui   (MLflow: parameters, losses, scores, images, adapters)")
     return 0
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the results' folder, and close the MLflow runs of a run there that was killed outright.
+
+    Raises:
+        B4MError: if another run has it.
+    """
+    with (out / CLAIM).open("a+", encoding="utf-8") as claim:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process lets go of it
+        except BlockingIOError:
+            raise B4MError(
+                f"another run writes to {out}; wait for it, or give another folder"
+            ) from None
+        claim.seek(0)
+        killed = claim.read().strip()
+        if killed:
+            end_pipeline("KILLED", killed)
+        claim.truncate(0)
+        claim.write(os.environ["B4M_KFP_RUN_ID"])
+        claim.flush()
+        yield
+        claim.truncate(0)
 
 
 def _simplify(spec: Any, runner: str) -> None:

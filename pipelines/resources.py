@@ -38,6 +38,10 @@ SECRETS = {
     "MLFLOW_TRACKING_USERNAME": "B4M_MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD": "B4M_MLFLOW_TRACKING_PASSWORD",
     "HF_TOKEN": "HF_TOKEN",
+    # of DVC's remote on S3; under AWS's names Kubeflow's launcher would take them for its store
+    "AWS_ACCESS_KEY_ID": "B4M_AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY": "B4M_AWS_SECRET_ACCESS_KEY",
+    "AWS_ENDPOINT_URL": "B4M_AWS_ENDPOINT_URL",
 }
 LIGHT = {"cpu": "100m", "memory": "2G"}
 

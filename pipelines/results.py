@@ -13,7 +13,7 @@ from b4m.io import copy_whole
 from b4m.plan import Comparison, plan
 
 FILES = ("report.html", "contact.png", "scores.csv", "outcomes.csv")
-FOLDERS = ("images", "adapters", "pipeline")
+FOLDERS = ("images", "adapters", "model", "pipeline")
 
 
 def clear(out: Path) -> None:
@@ -76,6 +76,9 @@ class Results:
             copy_whole(path, self.out / "outcomes.csv")
         for path in found.get("scores", []):
             copy_whole(path / "scores.csv", self.out / "scores.csv")
+        for path in found.get("model", []):
+            for file in path.iterdir():
+                copy_whole(file, self.out / "model" / file.name)
         folders = [*found.get("adapters", []), *found.get("merged", [])]
         for name, key in self.adapters.items():
             for path in (file for folder in folders for file in folder.glob(f"{key}.safetensors")):
@@ -91,6 +94,7 @@ class Results:
         """The results that `out` lacks, by name."""
         names = [*FILES]
         if len(self.comparison.pairs) == 1:
+            names.append("model/README.md")
             names += [f"adapters/{name}.safetensors" for name in self.adapters]
         lacking = [name for name in names if not (self.out / name).is_file()]
         if not any((self.out / "images").glob("*.png")):

@@ -62,17 +62,31 @@ class Tasks:
     amounts: Amounts
 
 
-def carry_out(pipeline: str, compared: Compared, tasks: Tasks, last: bool) -> dsl.PipelineTask:
+@dataclass(frozen=True)
+class Carried:
+    """The tasks and lists that a pipeline may go on with."""
+
+    planned: dsl.PipelineTask
+    prepared: dsl.PipelineTask
+    trained: dsl.PipelineTask
+    merges: Mapping[str, dsl.PipelineTask]
+    samples: Mapping[str, dsl.PipelineTask]
+    scored: dsl.PipelineTask
+    shown: dsl.PipelineTask
+
+
+def all_images(samples: Mapping[str, dsl.PipelineTask]) -> dict[str, Any]:
+    """The images of all loops, by how their adapters were made."""
+    return {name: dsl.Collected(task.outputs["samples"]) for name, task in samples.items()}
+
+
+def carry_out(pipeline: str, compared: Compared, tasks: Tasks) -> Carried:
     """Build the graph inside a pipeline's function.
 
     Args:
         pipeline: name of the pipeline.
         compared: what is compared.
         tasks: how its jobs become tasks.
-        last: the report is the pipeline's last task.
-
-    Returns:
-        The task of the report.
     """
     planned = _planned(pipeline, compared, tasks)
     jobs = planned.outputs["jobs"]
@@ -97,7 +111,7 @@ def carry_out(pipeline: str, compared: Compared, tasks: Tasks, last: bool) -> ds
     trained = collect_adapters(trained=dsl.Collected(training.outputs["adapters"]))
     heavy(trained, "collect adapters", tasks.amounts)
 
-    sets = {}
+    merges, sets = {}, {}
     for of, place in (("closed_form", heavy), ("learned", on_accelerator)):
         with dsl.ParallelFor(_shared(jobs, of, tasks), parallelism=PARALLEL) as shard:
             merging = merge_adapters(shard=shard, adapters=trained.outputs["adapters"], **given)
@@ -106,14 +120,15 @@ def carry_out(pipeline: str, compared: Compared, tasks: Tasks, last: bool) -> ds
                 shard=shard, seeds=compared.seeds, adapters=merging.outputs["merged"], **given
             )
             on_accelerator(sampling, "sample merged", tasks.amounts)
-        sets[of] = sampling
+        merges[of], sets[of] = merging, sampling
     with dsl.ParallelFor(_shared(jobs, "samples", tasks), parallelism=PARALLEL) as shard:
         sampling = sample_images(
             shard=shard, seeds=compared.seeds, adapters=trained.outputs["adapters"], **given
         )
         on_accelerator(sampling, "sample", tasks.amounts)
     sets["unmerged"] = sampling
-    return _shown(compared.evaluator, jobs, prepared, sets, tasks.amounts, last)
+    scored, shown = _shown(compared.evaluator, jobs, prepared, sets, tasks)
+    return Carried(planned, prepared, trained, merges, sets, scored, shown)
 
 
 def _planned(pipeline: str, compared: Compared, tasks: Tasks) -> dsl.PipelineTask:
@@ -143,17 +158,13 @@ def _shown(
     evaluator: Any,
     jobs: Any,
     prepared: dsl.PipelineTask,
-    sets: dict[str, dsl.PipelineTask],
-    amounts: Amounts,
-    last: bool,
-) -> dsl.PipelineTask:
+    sets: Mapping[str, dsl.PipelineTask],
+    tasks: Tasks,
+) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
     """Scores and report of all images."""
     data = prepared.outputs["data"]
-
-    def collected() -> dict[str, Any]:
-        return {name: dsl.Collected(task.outputs["samples"]) for name, task in sets.items()}
-
-    scored = evaluate(evaluator=evaluator, data=data, **collected())
-    on_accelerator(scored, "evaluate", amounts)
-    shown = report(last=last, jobs=jobs, data=data, scores=scored.outputs["scores"], **collected())
-    return heavy(shown, "report", amounts)
+    scored = evaluate(evaluator=evaluator, data=data, **all_images(sets))
+    on_accelerator(scored, "evaluate", tasks.amounts)
+    scores = scored.outputs["scores"]
+    shown = report(bulk=tasks.bulk, jobs=jobs, data=data, scores=scores, **all_images(sets))
+    return scored, heavy(shown, "report", tasks.amounts)

@@ -1,6 +1,7 @@
 """Jobs in shards: done once, kept between runs, and those that fail take along what needs them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from b4m.shards import LISTS, shards
 from tests.data.worlds import write_user_folder
 
 COMPARISON = Comparison(("teapot",), ("stripes", "dots"), ("b4m", "svd", "klora"))
-QUICK = {"steps": "1", "rank": "2"}
+ONE_STEP = {"steps": "1"}
+QUICK = {**ONE_STEP, "rank": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,9 @@ class Run:
     def __init__(self, folder: Path, base: Path, data: Path, bulk: bool, most: int = 1) -> None:
         self.folder, self.base, self.data, self.bulk, self.most = folder, base, data, bulk, most
 
-    def __call__(self, comparison: Comparison, train: dict[str, str] = QUICK) -> "Run":
+    def __call__(self, comparison: Comparison, merge: Mapping[str, str] = ONE_STEP) -> "Run":
         file = self.folder / "jobs"
-        self.jobs = Jobs.of(comparison, train, {"steps": "1"}, {"steps": "1"})
+        self.jobs = Jobs.of(comparison, QUICK, merge, ONE_STEP)
         self.jobs.write(file)
         trained = []
         for number, task in enumerate(self._tasks("trainings")):

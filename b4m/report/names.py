@@ -6,6 +6,8 @@ from b4m.methods import METHODS
 
 BASELINES = tuple(baseline.label for baseline in plan.BASELINES)
 """Rows that merge nothing; every report starts with those that were sampled."""
+PARTS = {"content": "Content", "style": "Style", "harmonic": "Both", "truth": "Truth"}
+"""The parts of a score, and their headings."""
 _NAMES = {
     **{one.label: (one.title, one.summary) for one in plan.BASELINES},
     COPY_OF_CONTENT: ("Copy of the content", "its training image, unchanged"),

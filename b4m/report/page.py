@@ -16,10 +16,9 @@ from b4m.evaluation.tables import COPIES, PIXELS
 from b4m.report import chart
 from b4m.report.images import data_uris
 from b4m.report.load import Pair, ReportData
-from b4m.report.names import BASELINES, name_of
+from b4m.report.names import BASELINES, PARTS, name_of
 from b4m.report.summary import caveats, glossary, headline, words_of
 
-_PARTS = {"content": "Content", "style": "Style", "harmonic": "Both", "truth": "Truth"}
 _NEITHER = ("_nearest_training", "_diversity")  # more of it is not better
 _FURTHER = ("_top5", "_csls", *_NEITHER)
 _STYLE_IMAGES = 6
@@ -75,7 +74,7 @@ def render(data: ReportData, title: str = "") -> str:
         data=data,
         provenance=data.scores.provenance,
         uris=data_uris(_paths(data)),
-        parts=_PARTS,
+        parts=PARTS,
         style_images=_STYLE_IMAGES,
         best=data.best(),
         first=_first_images(data),

@@ -21,7 +21,7 @@ Recording never stops the work: when MLflow fails, one warning is given and the 
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from b4m.tracking.fetch import fetch
 from b4m.tracking.pipeline import end_pipeline, pipeline_step
@@ -34,6 +34,7 @@ from b4m.tracking.store import (
     tags_of_all,
     tracking_uri,
 )
+from b4m.tracking.system import watching
 from b4m.tracking.tracker import MLflowTracker, NullTracker, Tracker, flatten
 
 __all__ = [
@@ -57,6 +58,7 @@ def open_tracker(
     method: str = "",
     settings: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
+    watched: bool = False,
 ) -> Iterator[Tracker]:
     """A run for the body of a `with`; it ends FINISHED, FAILED or KILLED with it.
 
@@ -66,6 +68,8 @@ def open_tracker(
         method: tag b4m.method.
         settings: recorded as parameters, flattened with dots.
         tags: further tags.
+        watched: record how much of the machine is used meanwhile, as MLflow's system metrics;
+            `MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false` does not.
     """
     parent = PARENT.get() or os.environ.get("B4M_PARENT_RUN", "")
     about = {"b4m.stage": stage, "b4m.method": method, **tags_of_all(), **(tags or {})}
@@ -73,7 +77,8 @@ def open_tracker(
     tracker.params(settings or {})
     status = "FAILED"
     try:
-        yield tracker
+        with watching(tracker) if watched else nullcontext():
+            yield tracker
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from b4m.data.repository import without_credentials
 from b4m.errors import B4MError
 from b4m.io import copy_whole
 from b4m.tracking.pipeline import parents_of
@@ -13,7 +14,7 @@ from b4m.tracking.store import connect, experiment_of
 
 # Folders of a run's artifacts by its stage.
 _FOLDERS = {
-    "pipeline": ("images",),
+    "pipeline": ("images", "report"),
     "report": ("report",),
     "evaluate": ("scores",),
     "content": ("adapter",),
@@ -39,7 +40,9 @@ def fetch(kfp_run_id: str, out: Path) -> list[Path]:
     client, uri = connect()
     found = parents_of(client, experiment_of(client, uri), kfp_run_id)
     if not found:
-        raise B4MError(f"{uri} knows no pipeline run {kfp_run_id!r} in this experiment")
+        raise B4MError(
+            f"{without_credentials(uri)} knows no pipeline run {kfp_run_id!r} in this experiment"
+        )
     parent = found[0]
     for run in (parent, *_children(client, parent)):
         for folder in _FOLDERS.get(run.data.tags.get("b4m.stage", ""), ()):

@@ -27,7 +27,7 @@ def pipeline_step(
             a process that is killed outright cannot, see `end_pipeline`.
     """
     parent: Tracker = NullTracker()
-    if os.environ.get("B4M_KFP_RUN_ID"):
+    if _run_id():
         parent = guarded(lambda client, uri: _pipeline_run(client, uri, name))
     parent.params(settings or {})
     status = "FAILED"
@@ -39,31 +39,51 @@ def pipeline_step(
         status = "KILLED"
         raise
     finally:
-        if isinstance(parent, MLflowTracker) and (last or status != "FINISHED"):
-            parent.finish(status)
+        if isinstance(parent, MLflowTracker):
+            if last:
+                guarded(lambda client, uri: _close_children(client, uri, _run_id()))
+            if last or status != "FINISHED":
+                parent.finish(status)
+            else:
+                parent.settle()
 
 
-def end_pipeline(status: str) -> None:
-    """Close the parent of the pipeline run `B4M_KFP_RUN_ID` if its processes left it open.
+def end_pipeline(status: str, run: str = "") -> None:
+    """Close what the processes of a pipeline run left open when they were killed.
 
     Args:
-        status: FAILED or KILLED.
+        status: of the run's parent: FINISHED, FAILED or KILLED. Its children become KILLED.
+        run: id of the pipeline run; that in `B4M_KFP_RUN_ID` if left out.
     """
-    run = os.environ.get("B4M_KFP_RUN_ID", "")
+    run = run or _run_id()
 
     def end(client: Any, uri: str) -> Tracker:
         for found in parents_of(client, experiment_of(client, uri), run):
             if found.info.status == "RUNNING":
                 client.set_terminated(found.info.run_id, status)
-        return NullTracker()
+        return _close_children(client, uri, run)
 
     if run and not os.environ.get("MLFLOW_RUN_ID"):
         guarded(end)
 
 
+def _run_id() -> str:
+    return os.environ.get("B4M_KFP_RUN_ID", "")
+
+
+def _close_children(client: Any, uri: str, run: str) -> Tracker:
+    """Close what runs below a pipeline run are still open: nobody is left to do it."""
+    if not os.environ.get("MLFLOW_RUN_ID"):
+        text = f"{_of(run)} and attributes.status = 'RUNNING'"
+        for found in client.search_runs([experiment_of(client, uri)], text):
+            if found.data.tags.get("b4m.stage") != PIPELINE:
+                client.set_terminated(found.info.run_id, "KILLED")
+    return NullTracker()
+
+
 def _pipeline_run(client: Any, uri: str, name: str) -> MLflowTracker:
     """The parent of this pipeline run, made if it is not there; the earliest one if two made it."""
-    run = os.environ["B4M_KFP_RUN_ID"]
+    run = _run_id()
     tags = {"b4m.stage": PIPELINE, **tags_of_all()}
     if os.environ.get("MLFLOW_RUN_ID"):
         return start(client, uri, name, tags)
@@ -79,6 +99,10 @@ def _pipeline_run(client: Any, uri: str, name: str) -> MLflowTracker:
 
 def parents_of(client: Any, experiment: str, run: str) -> list[Any]:
     """Parents of a pipeline run, the earliest first."""
-    quoted = run.replace("'", "")
-    text = f"tags.`kfp.run_id` = '{quoted}' and tags.`b4m.stage` = '{PIPELINE}'"
+    text = f"{_of(run)} and tags.`b4m.stage` = '{PIPELINE}'"
     return list(client.search_runs([experiment], text, order_by=["attributes.start_time ASC"]))
+
+
+def _of(run: str) -> str:
+    """The filter for the runs of a pipeline run."""
+    return "tags.`kfp.run_id` = '{}'".format(run.replace("'", ""))

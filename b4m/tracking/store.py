@@ -13,7 +13,9 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from b4m.data.dvc import data_md5
+from b4m.data.repository import without_credentials
 from b4m.errors import B4MError
+from b4m.tracking.patience import try_again
 from b4m.tracking.tracker import LONGEST_TAG, MLflowTracker, NullTracker, Tracker, cut, warn
 from b4m.version import git_commit
 
@@ -27,6 +29,7 @@ _OURS = (
     "B4M_MLFLOW_TRACKING_PASSWORD",
 )
 _REACH_S = 5.0
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages open on runs
 _log = logging.getLogger(__name__)
 
 
@@ -47,18 +50,20 @@ def guarded(start: Callable[[Any, str], Tracker]) -> Tracker:
     if find_spec("mlflow") is None and not os.environ.get("MLFLOW_TRACKING_URI"):
         _log.info("not recorded, because mlflow is not installed: pip install 'b4m[tracking]'")
         return NullTracker()
-    try:
-        uri = tracking_uri()
-        _reach(uri)
-        with _alone(uri):
-            from mlflow import MlflowClient
+    while True:
+        try:
+            uri = tracking_uri()
+            _reach(uri)
+            with _alone(uri):
+                from mlflow import MlflowClient
 
-            tracker = start(MlflowClient(tracking_uri=uri), uri)
-            _log.info("recorded in %s as run %s", uri, tracker.run_id)
-            return tracker
-    except Exception as error:  # whatever MLflow, SQLAlchemy or requests raise
-        warn(error)
-        return NullTracker()
+                tracker = start(MlflowClient(tracking_uri=uri), uri)
+                _log.info("recorded in %s as run %s", without_credentials(uri), tracker.run_id)
+                return tracker
+        except Exception as error:  # whatever MLflow, SQLAlchemy or requests raise
+            if not try_again(error):
+                warn(error)
+                return NullTracker()
 
 
 def connect() -> tuple[Any, str]:
@@ -75,7 +80,8 @@ def connect() -> tuple[Any, str]:
 
         return MlflowClient(tracking_uri=uri), uri
     except Exception as error:  # whatever MLflow, SQLAlchemy or requests raise
-        raise B4MError(f"MLflow at {uri} cannot be reached: {error}") from error
+        text = without_credentials(f"MLflow at {uri} cannot be reached: {error}")
+        raise B4MError(text) from error
 
 
 @contextmanager
@@ -150,7 +156,7 @@ def experiment_of(client: Any, uri: str) -> str:
         return str(found.experiment_id)
     database = _database(uri)
     folder = (database.parent / "mlartifacts").resolve().as_uri() if database else None
-    return str(client.create_experiment(name, artifact_location=folder))
+    return str(client.create_experiment(name, artifact_location=folder, tags=_KIND))
 
 
 @contextmanager

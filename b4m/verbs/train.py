@@ -91,6 +91,7 @@ def train_once(
     from b4m.files import write_adapter
     from b4m.tracking import open_tracker
     from b4m.training.key import cache_path
+    from b4m.training.memory import peak_memory
     from b4m.training.run import Run
 
     rows = way.rows(read_manifest(folder), kind, concept)
@@ -98,8 +99,9 @@ def train_once(
     resolved = resolve(way.settings, overrides, model.recipe.get("train"), method, kind)
     recorded = {"settings": resolved.model_dump(), "base": base, "concept": concept}
     name = f"{method}/{concept}/s{resolved.seed}"
-    with open_tracker(name, kind, method, recorded) as tracker:
+    with open_tracker(name, kind, method, recorded, watched=True) as tracker:
         run = Run(method, kind, concept, folder, rows, model, resolved, work_folder(), tracker)
+        tracker.dataset(concept, run.data_hash, str(folder))
         finished = cache_path(run.workdir, run.key)
         reused = finished.is_file()
         if reused:
@@ -108,6 +110,7 @@ def train_once(
         else:
             _log.info("training %s on %s with %d images", name, model.id, len(run.trained()))
             write_adapter(finished, way.train(run))
+            tracker.metrics(peak_memory())
         if out is not None:
             copy_as(finished, out, dtype)
             tracker.files([out], "adapter")

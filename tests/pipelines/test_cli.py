@@ -81,8 +81,9 @@ def test_what_is_wrong_is_one_sentence(
 def test_the_plan_says_how_many_pods_a_run_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "customize"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    # plan, prepare, 4 trainings, collect, 3 lists, 2 x (merge, sample), 3 samples, evaluate, report
-    working = 1 + 1 + 4 + 1 + 3 + 4 + 3 + 1 + 1
+    # plan, prepare, 4 trainings, collect, 3 lists, 2 x (merge, sample), 3 samples, evaluate,
+    # report, publish
+    working = 1 + 1 + 4 + 1 + 3 + 4 + 3 + 1 + 1 + 1
     # one before each of them, the whole, 4 loops, and their 4 + 1 + 1 + 3 iterations
     drivers = working + 1 + 4 + 9
     assert lines[-1] == [

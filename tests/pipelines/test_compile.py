@@ -15,6 +15,7 @@ import yaml
 from google.protobuf import json_format
 from kfp import components
 
+from pipelines.resources import SECRETS
 from tests.pipelines import oldest_server
 
 # `python -m pipelines` in an interpreter that refuses what only tasks may import
@@ -201,8 +202,9 @@ def test_all_below_depends_on_the_data_of_this_run(compiled: Compiled) -> None:
 
 
 def test_the_tasks_are_the_ways_of_the_data(compiled: Compiled) -> None:
-    last = {"compare": {"check outcomes"}, "customize": set()}[compiled.file.stem]
-    assert set(compiled.tasks) == last | {
+    last = {"compare": "check outcomes", "customize": "publish"}[compiled.file.stem]
+    assert set(compiled.tasks) == {
+        last,
         "plan",
         "prepare data",
         "train",
@@ -240,6 +242,18 @@ def test_all_tasks_run_in_one_image_that_the_environment_names(
     assert images(other) == {name}
     for task in other.tasks.values():
         assert {"name": "B4M_IMAGE", "value": name} in task["container"]["env"]
+
+
+def test_no_secret_of_who_compiles_is_written_down(repo_root: Path, tmp_path: Path) -> None:
+    secrets = dict.fromkeys(("KFP_TOKEN", *SECRETS, *SECRETS.values()), "planted-secret")
+    made = _compile(repo_root, tmp_path / "made.yaml", "customize", **secrets)
+    assert "planted-secret" not in made.file.read_text(encoding="utf-8")
+    given = {
+        e["envVar"]
+        for t in made.tasks.values()
+        for e in t["platform"]["secretAsEnv"][0]["keyToEnv"]
+    }
+    assert given == set(SECRETS.values())
 
 
 def test_no_task_installs_packages_when_it_starts(compiled: Compiled) -> None:

@@ -39,6 +39,7 @@ def _whole_run(run: Path, comparison: Comparison) -> None:
         _task(run, f"for-loop-2-iteration-{place}/sample", samples=files)
     _task(run, "evaluate", scores=["scores.csv"])
     _task(run, "report", page="<html>", sheet="png", outcomes=TABLE)
+    _task(run, "publish", model=["README.md", "image.png"])
 
 
 def _results(folder: Path, comparison: Comparison = ONE) -> Results:
@@ -101,6 +102,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert results.missing() == [
         "contact.png",
         "scores.csv",
+        "model/README.md",
         "adapters/merged.safetensors",
         "adapters/content.safetensors",
         "adapters/style.safetensors",

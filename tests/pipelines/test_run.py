@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+# What a task may find around it; none of it may lie anywhere afterwards
+SECRETS = (
+    *("B4M_MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    *("KFP_TOKEN", "KFP_COOKIES", "HF_TOKEN", "B4M_AWS_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY"),
+)
+
 
 def _run(
     repo_root: Path, out: Path, pipeline: str, *flags: str, **environment: str
@@ -111,10 +117,14 @@ def test_customize_runs_from_own_pictures_to_the_report(
         *("--base", str(tiny_base), "--evaluator", str(tiny_evaluator)),
         *("--methods", "b4m", "klora", "joint", "--seeds", "0", "1", "--tasks", "1"),
         *("--train-settings", "steps=2", "rank=4", "--merge-settings", "b4m.steps=2"),
-        *("--sample-settings", "steps=2"),
+        *("--sample-settings", "steps=2", "--register-as", "cat-in-ink"),
         MLFLOW_TRACKING_URI=f"sqlite:///{database}",
         B4M_WORK=str(tmp_path / "work"),
+        **dict.fromkeys(SECRETS, "planted-secret"),
     )
+    assert "planted-secret" not in done.stdout + done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in written if b"planted-secret" in path.read_bytes()] == []
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Report:" in done.stdout
     assert "data:image/" in (out / "report.html").read_text(encoding="utf-8")
@@ -130,7 +140,8 @@ def test_customize_runs_from_own_pictures_to_the_report(
     for name in ("content", "style", "merged"):
         assert (out / f"adapters/{name}.safetensors").stat().st_size > 0
     assert {row["state"] for row in _table(out / "outcomes.csv")} == {"made"}
-    _check_runs(database, parent="customize/cat+ink", children=4 + 1 + 2 + 1 + 1)
+    assert "first champion of cat-in-ink" in (out / "model/verdict.txt").read_text()
+    _check_runs(database, parent="customize/cat+ink", children=4 + 1 + 2 + 1 + 1 + 1)
 
 
 def _check_runs(database: Path, parent: str, children: int) -> None:
@@ -139,7 +150,7 @@ def _check_runs(database: Path, parent: str, children: int) -> None:
     parents = [run for run, known in tags.items() if "mlflow.parentRunId" not in known]
     assert [tags[run]["mlflow.runName"] for run in parents] == [parent]
     assert {known.get("mlflow.parentRunId") for known in tags.values()} == {None, parents[0]}
-    assert len(tags) - 1 == children  # trainings, joint included, merges, evaluation, report
+    assert len(tags) - 1 == children  # trainings, joint, merges, evaluation, report, registry
     assert len({known["kfp.run_id"] for known in tags.values()}) == 1
     with sqlite3.connect(database) as connection:
         states = {row[0] for row in connection.execute("select status from runs")}

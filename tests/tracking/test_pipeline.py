@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,71 @@ def test_what_would_be_thousands_of_runs_is_not_recorded(
     assert merge.run_id == ""
     runs = {run.info.run_id for run in client(store).search_runs(["1"])}
     assert runs == {parent.run_id, recorded.run_id}
+
+
+def _killed_child(store: str, run: str) -> str:
+    """A run as a task leaves it that was killed outright."""
+    tags = {"kfp.run_id": run, "b4m.stage": "content"}
+    return str(client(store).create_run("1", tags=tags).info.run_id)
+
+
+def _status(store: str, *runs: str) -> list[str]:
+    return [client(store).get_run(run).info.status for run in runs]
+
+
+def test_what_a_killed_run_left_open_is_closed_with_its_children(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {}
+    for run in ("run-1", "run-2"):
+        monkeypatch.setenv("B4M_KFP_RUN_ID", run)
+        with tracking.pipeline_step() as parent:
+            states[run] = parent.run_id, _killed_child(store, run)
+    tracking.end_pipeline("KILLED", "run-1")
+    assert _status(store, *states["run-1"]) == ["KILLED", "KILLED"]
+    assert _status(store, *states["run-2"]) == ["RUNNING", "RUNNING"]
+
+
+def test_the_last_step_closes_what_a_killed_task_left_open(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("B4M_KFP_RUN_ID", "run-1")
+    with tracking.pipeline_step():
+        killed = _killed_child(store, "run-1")
+    with tracking.pipeline_step(last=True) as parent, tracking.open_tracker("evaluate") as child:
+        pass
+    runs = parent.run_id, killed, child.run_id
+    assert _status(store, *runs) == ["FINISHED", "KILLED", "FINISHED"]
+
+
+def test_a_data_set_is_an_input_of_the_run(store: str) -> None:
+    digest = "0123456789abcdef0123456789abcdef.dir"
+    with tracking.open_tracker("content") as run:
+        run.dataset("emojigrid", digest, "data/emojigrid")
+    (found,) = client(store).get_run(run.run_id).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("emojigrid", digest)
+    assert found.dataset.source == '{"uri": "data/emojigrid"}'
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+
+
+def test_a_watched_run_records_how_much_of_the_machine_it_uses(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    with tracking.open_tracker("content", watched=True) as run:
+        time.sleep(0.5)
+    metrics = client(store).get_run(run.run_id).data.metrics
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= {
+        *metrics
+    }
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    with tracking.open_tracker("content", watched=True) as run:
+        time.sleep(0.5)
+    assert client(store).get_run(run.run_id).data.metrics == {}
+
+
+def test_mlflows_pages_open_on_the_runs_of_a_new_experiment(store: str) -> None:
+    with tracking.open_tracker("content"):
+        pass
+    experiment = client(store).get_experiment_by_name("b4m")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from b4m import tracking
+from b4m.errors import B4MError
 from b4m.plan import MergeJob
 from tests.tracking.conftest import client
 
@@ -219,6 +220,18 @@ def test_a_server_that_is_gone_costs_seconds_and_one_warning(
     assert len(caught) == 1
     assert tracker.run_id == ""
     assert time.monotonic() - start < 20.0
+
+
+def test_a_password_in_an_address_is_not_printed(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:planted-secret@127.0.0.1:9/a")
+    with pytest.warns(RuntimeWarning) as caught, tracking.open_tracker("nobody listens"):
+        pass
+    assert "planted-secret" not in str(caught[0].message)
+    with pytest.raises(B4MError, match="http://127.0.0.1:9/a cannot be reached") as error:
+        tracking.fetch("run-1", Path("out"))
+    assert "planted-secret" not in str(error.value)
 
 
 def test_a_store_that_breaks_in_the_middle_gives_one_warning(store: str, tmp_path: Path) -> None:
