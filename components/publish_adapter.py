@@ -42,6 +42,8 @@ def publish_adapter(
     Returns:
         What became of it, in a sentence.
     """
+    from pathlib import Path
+
     from b4m.publish import publish
     from b4m.tracking import pipeline_step
 
@@ -51,5 +53,7 @@ def publish_adapter(
         found = jobs.path, data.path, samples, scores.path, adapters, model.path
         verdict = publish(*found, name, minimum)
         run.tags({"b4m.verdict": verdict})
+        card = [file for file in Path(model.path).iterdir() if file.suffix != ".safetensors"]
+        run.files(sorted(card), "model")  # the weights lie with the merge
     print(verdict)
     return verdict

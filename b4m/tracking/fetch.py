@@ -14,7 +14,7 @@ from b4m.tracking.store import connect, experiment_of
 
 # Folders of a run's artifacts by its stage.
 _FOLDERS = {
-    "pipeline": ("images", "report"),
+    "pipeline": ("images", "report", "model"),
     "report": ("report",),
     "evaluate": ("scores",),
     "content": ("adapter",),
@@ -29,7 +29,7 @@ def fetch(kfp_run_id: str, out: Path) -> list[Path]:
 
     Args:
         kfp_run_id: the pipeline run's id, as `submit` prints it.
-        out: folder to write: report/, scores/, images/ and adapters/.
+        out: folder to write: report/, scores/, images/, adapters/ and model/.
 
     Returns:
         The files that were written.

@@ -141,7 +141,7 @@ def test_customize_runs_from_own_pictures_to_the_report(
         assert (out / f"adapters/{name}.safetensors").stat().st_size > 0
     assert {row["state"] for row in _table(out / "outcomes.csv")} == {"made"}
     assert "first champion of cat-in-ink" in (out / "model/verdict.txt").read_text()
-    _check_runs(database, parent="customize/cat+ink", children=4 + 1 + 2 + 1 + 1 + 1)
+    _check_runs(database, parent="customize/cat+ink", children=4 + 1 + 2 + 1 + 1)
 
 
 def _check_runs(database: Path, parent: str, children: int) -> None:
@@ -150,7 +150,7 @@ def _check_runs(database: Path, parent: str, children: int) -> None:
     parents = [run for run, known in tags.items() if "mlflow.parentRunId" not in known]
     assert [tags[run]["mlflow.runName"] for run in parents] == [parent]
     assert {known.get("mlflow.parentRunId") for known in tags.values()} == {None, parents[0]}
-    assert len(tags) - 1 == children  # trainings, joint, merges, evaluation, report, registry
+    assert len(tags) - 1 == children  # trainings, joint, merges, evaluation, registry
     assert len({known["kfp.run_id"] for known in tags.values()}) == 1
     with sqlite3.connect(database) as connection:
         states = {row[0] for row in connection.execute("select status from runs")}
