@@ -72,7 +72,13 @@ class Pods:
         name = self.core.create_namespaced_pod(NAMESPACE, body).metadata.name
         self.made.append(name)
         while True:
-            found = self.core.read_namespaced_pod(name, NAMESPACE)
+            try:
+                found = self.core.read_namespaced_pod(name, NAMESPACE)
+            except client.ApiException as error:
+                if error.status != 404:
+                    raise
+                print(f"[{name}] is gone", flush=True)
+                return status.Status.FAILURE  # KFP tries it again, where the task says so
             if found.status.phase in ENDED:
                 break
             time.sleep(0.5)
