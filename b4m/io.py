@@ -77,6 +77,7 @@ def replacing(path: Path) -> Iterator[Path]:
         B4MError: if the file cannot be written.
     """
     place, partial = Path(os.path.realpath(path)), None
+    missing = [parent for parent in place.parents if not os.path.lexists(parent)]
     try:
         partial = _beside(place)
         yield partial
@@ -89,6 +90,9 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+        for parent in missing:  # a folder that was made for nothing goes again
+            with suppress(OSError):
+                parent.rmdir()
 
 
 @contextmanager

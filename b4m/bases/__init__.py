@@ -48,9 +48,10 @@ def family_of(layers: Mapping[str, LowRank], declared: str = "") -> Family | Non
         declared: name of the family that the adapter says it is of, which decides between families
             that fit equally well.
     """
+    from b4m.adapters.lazy import size_of
     from b4m.bases.recognition import recognise
 
-    shapes = {name: (pair.out_features, pair.in_features) for name, pair in layers.items()}
+    shapes = {name: size_of(layers, name)[::2] for name in layers}
     return recognise(shapes, declared)[0] if shapes else None
 
 

@@ -12,6 +12,8 @@ VERBS: Mapping[str, str] = {
     "compare": "All of these for contents x styles x methods, in one report",
     "inspect": "Say what an adapter file is, or how several of them meet",
     "convert": "Write an adapter for another tool",
+    "clean": "Drop what an adapter does not need",
+    "extract": "Make an adapter of two checkpoints",
 }
 # What a verb works on is named by position; everything else is a flag.
 POSITIONAL: Mapping[str, tuple[str, ...]] = {
@@ -22,6 +24,8 @@ POSITIONAL: Mapping[str, tuple[str, ...]] = {
     "compare": ("source",),
     "inspect": ("files",),
     "convert": ("file",),
+    "clean": ("file",),
+    "extract": ("base", "tuned"),
 }
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "prepare": (
@@ -61,6 +65,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "convert": (
         "b4m convert runs/mine/merged.safetensors --form kohya --out runs/mine/kohya.safetensors",
+    ),
+    "clean": ("b4m clean mug.safetensors --energy 0.99 --out lean.safetensors",),
+    "extract": (
+        "b4m extract base.safetensors tuned.safetensors --rank 64 --out tuned-lora.safetensors",
     ),
 }
 # The argument that decides which settings a verb has.

@@ -15,15 +15,17 @@ every tool undoes.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from b4m import torchvision_guard
+from b4m.adapters.lazy import Size
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
 from b4m.bases.family import Family
@@ -33,46 +35,83 @@ from b4m.extras import needs
 from b4m.files import keys
 from b4m.files.read import Address
 from b4m.files.scales import HEADER_KEY
+from b4m.files.tensors import Entry
 from b4m.files.translate import flat
 
 FORMS = ("diffusers", "peft", "kohya", "comfyui")
-Pairs = Mapping[Address, LowRank]
+Ranks = Mapping[Address, int]
 
 
-def tensors(form: str, family: Family, pairs: Pairs, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The form's tensors by name, on the CPU and in the storage dtype."""
-    found: dict[str, Tensor] = {}
-    largest = max(pair.rank for pair in pairs.values())
-    for (network, module), pair in pairs.items():
+@dataclass(frozen=True)
+class Written:
+    """A layer as it stands in a file.
+
+    Attributes:
+        address: which layer.
+        down: its entry.
+        up: its entry.
+        alpha: name of its alpha, "" in forms without one.
+        factor: on up, so that alpha / rank times it is 1.
+    """
+
+    address: Address
+    down: Entry
+    up: Entry
+    alpha: str
+    factor: float
+
+    def entries(self) -> list[Entry]:
+        """Its two factors in the order of their names."""
+        return sorted([self.down, self.up], key=lambda entry: entry.name)
+
+    def tensors(self, pair: LowRank) -> dict[Entry, Tensor]:
+        """The pair's factors by entry, in the storage dtype."""
+        up_OR = pair.up if self.factor == 1 else pair.up * self.factor
+        factors = {self.down: pair.down, self.up: up_OR}
+        return {
+            entry: factors[entry].detach().cpu().to(entry.dtype).reshape(entry.shape)
+            for entry in self.entries()
+        }
+
+
+def layout(
+    form: str, family: Family, sizes: Mapping[Address, Size], dtype: torch.dtype
+) -> tuple[list[Written], float]:
+    """How the form writes layers of these sizes, in the order of the file, and kohya's alpha."""
+    largest = max(rank for _, rank, _ in sizes.values())
+    found = []
+    for (network, module), (rows, rank, columns) in sizes.items():
         stem, alone = _stem(form, family, network, module)
+        alpha = ""
         if alone:
             down, up, alpha = keys.kohya_names(stem)
-            found[alpha] = torch.tensor(float(largest))
-            pair = pair if pair.rank == largest else pair.scale(pair.rank / largest)
         elif form == "diffusers" and not isinstance(family, NamedFamily):
             down, up = keys.diffusers_names(family, network, module)
         else:
             down, up = keys.peft_names(stem)
         kernel = family.kernel(network, module)
-        found[down], found[up] = pair.down, pair.up
-        if kernel:
-            found[down] = pair.down.unflatten(1, (-1, *kernel))
-            found[up] = pair.up[(..., *[None] * len(kernel))]
-    return {
-        name: tensor.detach().cpu().to(torch.float32 if tensor.ndim == 0 else dtype)
-        for name, tensor in found.items()
-    }
+        inputs = (columns // math.prod(kernel), *kernel)
+        found.append(
+            Written(
+                (network, module),
+                Entry(down, (rank, *inputs), dtype),
+                Entry(up, (rows, rank, *[1] * len(kernel)), dtype),
+                alpha,
+                rank / largest if alpha else 1.0,
+            )
+        )
+    return sorted(found, key=lambda layer: layer.down.name), float(largest)
 
 
-def header(form: str, family: Family, pairs: Pairs, metadata: Metadata) -> dict[str, str]:
+def header(form: str, family: Family, ranks: Ranks, metadata: Metadata) -> dict[str, str]:
     """The form's header; kohya's has sd-scripts' keys, which A1111 shows and trainers read."""
     found = {"format": "pt", **metadata.to_header(), **family.file_header}
-    forms = {_form_of(form, family, *address) for address in pairs}
+    forms = {_form_of(form, family, *address) for address in ranks}
     if forms == {"diffusers"}:
-        found[HEADER_KEY] = json.dumps(_diffusers_config(family, pairs), sort_keys=True)
+        found[HEADER_KEY] = json.dumps(_diffusers_config(family, ranks), sort_keys=True)
     if "kohya" not in forms:
         return found
-    rank = max(pair.rank for pair in pairs.values())
+    rank = max(ranks.values())
     found |= {
         **family.kohya_header,
         "ss_network_alpha": str(float(rank)),
@@ -87,14 +126,14 @@ def header(form: str, family: Family, pairs: Pairs, metadata: Metadata) -> dict[
     return found
 
 
-def peft_config(family: Family, pairs: Pairs, metadata: Metadata) -> dict[str, Any]:
-    """PEFT's own LoraConfig for these pairs: alpha = rank everywhere, unusual ranks by pattern.
+def peft_config(family: Family, ranks: Ranks, metadata: Metadata) -> dict[str, Any]:
+    """PEFT's own LoraConfig for these ranks: alpha = rank everywhere, unusual ones by pattern.
 
     Raises:
-        B4MError: for pairs of the text encoders, since PEFT's form holds one network, or without
+        B4MError: for layers of the text encoders, since PEFT's form holds one network, or without
             the package peft.
     """
-    if any(network != family.denoiser for network, _ in pairs):
+    if any(network != family.denoiser for network, _ in ranks):
         raise B4MError(
             "PEFT's form holds one network and this adapter also has text encoder layers; "
             "write the diffusers or kohya form"
@@ -103,25 +142,11 @@ def peft_config(family: Family, pairs: Pairs, metadata: Metadata) -> dict[str, A
     with needs("train", "the PEFT form of an adapter"):
         from peft import LoraConfig
     named = isinstance(family, NamedFamily)
-    modules = {split(module)[1] if named else module: p for (_, module), p in pairs.items()}
+    modules = {split(module)[1] if named else module: r for (_, module), r in ranks.items()}
     base = metadata.base_id or None
     config = LoraConfig(base_model_name_or_path=base, inference_mode=True, **_ranks(modules))
     # PEFT writes its sets in any order
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-
-
-def serialize(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """A safetensors file whose bytes depend on the contents alone.
-
-    safetensors itself writes the header's entries in the order of a randomly seeded hash.
-    """
-    raw = save({name: t.contiguous() for name, t in sorted(tensors.items())}, dict(header))
-    length = int.from_bytes(raw[:8], "little")
-    table = json.loads(raw[8 : 8 + length])
-    table["__metadata__"] = dict(sorted(table["__metadata__"].items()))
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensor data starts at a multiple of eight
-    return len(text).to_bytes(8, "little") + text + raw[8 + length :]
 
 
 def _stem(form: str, family: Family, network: str, module: str) -> tuple[str, bool]:
@@ -146,15 +171,15 @@ def _form_of(form: str, family: Family, network: str, module: str) -> str:
     return "diffusers" if module.startswith(roots) and "text_encoders." not in module else "dotted"
 
 
-def _diffusers_config(family: Family, pairs: Pairs) -> dict[str, Any]:
+def _diffusers_config(family: Family, ranks: Ranks) -> dict[str, Any]:
     """What diffusers' `save_lora_weights` packs into its header: a LoraConfig of each network."""
-    networks: dict[str, dict[str, LowRank]] = {}
-    for (network, module), pair in pairs.items():
+    networks: dict[str, dict[str, int]] = {}
+    for (network, module), rank in ranks.items():
         if isinstance(family, NamedFamily):
             network, _, module = family.kohya_stem(network, module).partition(".")
         # Text encoders have lost the first element of their paths in transformers 5; PEFT looks for
         # modules that end with these names, so that they are found in both.
-        networks.setdefault(network, {})[module.removeprefix("text_model.")] = pair
+        networks.setdefault(network, {})[module.removeprefix("text_model.")] = rank
     return {
         f"{network}.{name}": value
         for network, modules in networks.items()
@@ -162,9 +187,9 @@ def _diffusers_config(family: Family, pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def _ranks(modules: Mapping[str, LowRank]) -> dict[str, Any]:
-    """Entries of a LoraConfig that follow from the pairs: alpha = rank in every layer."""
-    ranks = {module: pair.rank for module, pair in sorted(modules.items())}
+def _ranks(modules: Mapping[str, int]) -> dict[str, Any]:
+    """Entries of a LoraConfig that follow from the ranks: alpha = rank in every layer."""
+    ranks = dict(sorted(modules.items()))
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {module: rank for module, rank in ranks.items() if rank != usual}
     return {

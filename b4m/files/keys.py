@@ -28,6 +28,7 @@ _ENDINGS = re.compile(
     r"|\.lora_(?P<f3>down|up)\.weight"
     r"|\.lora_(?P<f4>[AB])(\.[^.]+)?\.weight"  # PEFT's adapter name may stand in between
     r"|\.(?P<mid>lora_mid)\.weight"
+    r"|\.(?P<dora>dora_scale|lora_magnitude_vector)(\.(?!lora_)[^.]+)?(\.weight)?"
     r"|\.(?P<other>alpha|hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2))"
 )
 # What each kind of layer needs; the first that is there in part is the one that is meant.
@@ -40,10 +41,9 @@ KINDS: Mapping[str, tuple[frozenset[str], ...]] = {
         for two in (["lokr_w2"], ["lokr_w2_a", "lokr_w2_b"])
     ),
 }
-OPTIONAL = frozenset({"alpha", "lora_mid", "hada_t1", "hada_t2", "lokr_t2"})
+OPTIONAL = frozenset({"alpha", "dora", "lora_mid", "hada_t1", "hada_t2", "lokr_t2"})
 # Patterns of names that say that a file holds something else than low-rank pairs.
 FOREIGN = {
-    r"dora_scale|lora_magnitude_vector": "a DoRA (a pair with a magnitude)",
     r"\bb?oft_": "OFT (orthogonal transforms)",
     r"\.lora_embedding_[AB]": "a LoRA of embeddings",
     r"\.lora_[AB](\.\w+)?\.bias$|\.lora_(up|down)\.bias$": "a LoRA with biases",
@@ -58,7 +58,8 @@ class Key:
 
     Attributes:
         stem: the name of the layer, beginning included.
-        part: "up", "down", "alpha", or a part of another kind of layer as it is called there.
+        part: "up", "down", "alpha", "dora" (a magnitude), or a part of another kind of layer as it
+            is called there.
         style: a tool's style, or "" where the ending does not tell.
     """
 
@@ -81,7 +82,7 @@ def parse(name: str) -> Key | None:
     factor = found["f1"] or found["f2"] or found["f3"] or found["f4"]
     styles = {"diffusers": "diffusers", "old": "diffusers-old", "f4": "diffusers-peft"}
     style = next((style for group, style in styles.items() if found[group]), "")
-    part = _FACTOR[factor] if factor else found["mid"] or found["other"]
+    part = _FACTOR[factor] if factor else found["mid"] or found["other"] or "dora"
     return Key(stem, str(part), style)
 
 

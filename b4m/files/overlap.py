@@ -194,7 +194,7 @@ def compare_files(paths: Sequence[str | Path]) -> dict[str, Any]:
     adapters = read_together(paths)
     first = next((a for a in adapters if a.layers), adapters[0])
     family = family_of(first.layers, first.metadata.family) or families()[0]
-    layers = [adapter.layers | adapter.text_layers for adapter in adapters]
+    layers = [adapter.every() for adapter in adapters]
     blocks: dict[str, list[Meeting]] = {}
     networks: dict[str, list[Meeting]] = {}
     for name in sorted(set().union(*layers)):

@@ -4,6 +4,7 @@ An adapter is one safetensors file that stands alone: pairs by layer, alpha fold
 (up <- alpha / rank up), and a header that says what it is. Reading refuses what it does not fully
 understand and names it: other tools load such files with parts missing, silently
 (huggingface/diffusers#9291, #11790). Tensors are read as float32 at least, one layer at a time.
+What is too large to be merged in memory is read when it is asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,20 +21,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from b4m.adapters.adapter import Adapter
+from b4m.adapters.lazy import LazyLayers, Size
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
+from b4m.adapters.truncation import pair_of
 from b4m.bases.family import Family
 from b4m.bases.named import NamedFamily, split
 from b4m.bases.recognition import recognise
 from b4m.errors import B4MError
 from b4m.files import keys, kinds
+from b4m.files.checkpoint import Checkpoint
 from b4m.files.scales import Scales
+from b4m.files.tensors import Contents
 
 Address = tuple[str, str]  # network and module path
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+IN_MEMORY = 1 << 27  # numbers; a file that holds more is read layer by layer
 _log = logging.getLogger(__name__)
 
 
@@ -54,38 +60,11 @@ class Layer:
     shapes: Mapping[str, tuple[int, ...]]
     style: str
 
-
-class Contents:
-    """A safetensors file: its header and the shapes of its tensors, whose numbers are read later.
-
-    Attributes:
-        path: the file.
-        header: as it stands in the file.
-        tensors: shape and number format ("F32") by name.
-
-    Raises:
-        B4MError: if it is damaged.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = safe_open(path, framework="pt")
-            self.header: dict[str, str] = dict(self._file.metadata() or {})
-            slices = {name: self._file.get_slice(name) for name in self._file.keys()}
-            self.tensors = {
-                n: (tuple(s.get_shape()), str(s.get_dtype())) for n, s in slices.items()
-            }
-        except (SafetensorError, OSError) as error:
-            raise B4MError(f"{path} is damaged or not a safetensors file ({error})") from None
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """One tensor."""
-        try:
-            found: torch.Tensor = self._file.get_tensor(name)
-        except (SafetensorError, RuntimeError) as error:
-            raise B4MError(f"{self.path}: {name} cannot be read ({error})") from None
-        return found
+    @property
+    def size(self) -> Size:
+        """Outputs, rank and inputs times kernel of a LoRA."""
+        rows, columns = kinds.size(self.kind, self.shapes)
+        return rows, self.shapes["up"][1], columns
 
 
 class AdapterFile:
@@ -103,11 +82,18 @@ class AdapterFile:
         contents: the file.
         drop: names of layers to leave out, see `read_adapter`.
         rank: largest rank of a layer, 0 for any; see `read_adapter`.
+        base: weights of the base, which a DoRA needs.
     """
 
-    def __init__(self, contents: Contents, drop: Sequence[str] = (), rank: int = 0) -> None:
+    def __init__(
+        self,
+        contents: Contents,
+        drop: Sequence[str] = (),
+        rank: int = 0,
+        base: Checkpoint | None = None,
+    ) -> None:
         self.path, self.header = contents.path, contents.header
-        self.rank = rank
+        self.rank, self.base = rank, base
         self.style = ""
         self.lost: dict[Address, float] = {}
         self._contents = contents
@@ -133,7 +119,7 @@ class AdapterFile:
         """
         layer, where = self.layers[address], f"{self.path}, {'.'.join(filter(None, address))}"
         parts = {part: self._contents.tensor(name) for part, name in layer.parts.items()}
-        alpha = parts.pop("alpha", None)
+        alpha, magnitude = parts.pop("alpha", None), parts.pop("dora", None)
         dtypes = {tensor.dtype for tensor in parts.values()}
         if not dtypes <= {torch.float64, *DTYPES.values()}:
             raise B4MError(
@@ -151,7 +137,12 @@ class AdapterFile:
             raise B4MError(f"{where} has rank 0")
         inner = kinds.inner_size(layer.kind, layer.shapes)
         pair = pair.scale(self._scale(address, inner, alpha, where))
-        check_finite({address: pair}, self.path, torch.float32)
+        if magnitude is not None:
+            pair, self.lost[address] = self._with_magnitude(address, pair, magnitude)
+        for part, tensor in (("up", pair.up), ("down", pair.down)):
+            if not bool(torch.isfinite(tensor.float()).all()):
+                name = ".".join(filter(None, address))
+                raise B4MError(f"{self.path}: {part} of {name} has NaN or infinite numbers")
         return pair
 
     def pairs(self) -> Iterator[tuple[Address, LowRank]]:
@@ -165,18 +156,35 @@ class AdapterFile:
             self.layers = self._addressed(family)
 
     def adapter(self) -> Adapter:
-        """The adapter, whole."""
+        """The adapter; layers of a large file are read when they are asked for."""
         metadata = Metadata.from_header(self.header)
         if isinstance(self.family, NamedFamily):
             metadata = replace(metadata, family=metadata.family or self.family.name)
-        layers: dict[str, LowRank] = {}
-        text: dict[str, LowRank] = {}
-        for (network, module), pair in self.pairs():
+        layers: dict[str, Address] = {}
+        text: dict[str, Address] = {}
+        for network, module in self.layers:
             if network == self.family.denoiser:
-                layers[module] = pair
+                layers[module] = network, module
             else:
-                text[f"{network}.{module}"] = pair
-        return Adapter(layers, metadata, text)
+                text[f"{network}.{module}"] = network, module
+        shapes = (shape for layer in self.layers.values() for shape in layer.shapes.values())
+        adapter = Adapter(self._lazy(layers), metadata, self._lazy(text))
+        if sum(math.prod(shape) for shape in shapes) > IN_MEMORY:
+            return adapter
+        adapter = adapter.loaded()
+        if self.lost:
+            warnings.warn(
+                f"{self.path}: {len(self.lost)} layers are cut to rank {self.rank}, "
+                f"which loses up to {max(self.lost.values()):.2%} of their energy",
+                stacklevel=3,
+            )
+        return adapter
+
+    def _lazy(self, addresses: Mapping[str, Address]) -> LazyLayers:
+        found = {name: self.layers[address] for name, address in addresses.items()}
+        known = {n: layer for n, layer in found.items() if layer.kind == "LoRA"}
+        sizes = {n: layer.size for n, layer in known.items() if "dora" not in layer.parts}
+        return LazyLayers(addresses, lambda name: self.pair(addresses[name]), sizes.get)
 
     def _layers(self, names: Sequence[str]) -> list[Layer]:
         """Layers by their names in the file, complete."""
@@ -209,12 +217,14 @@ class AdapterFile:
         halves = [stem for stem, slot in slots.items() if keys.kind_of(slot) is None]
         if halves:
             raise B4MError(
-                f"{file} has up without down, or down without up, or another part of a layer "
-                f"without the rest, for {few(halves)}"
+                f"{file} has up without down, or down without up, or another part of a layer (such "
+                f"as the magnitude of a DoRA) without the rest, for {few(halves)}"
             )
         shapes = {name: self._contents.tensors[name][0] for name in names}
         flat = [
-            n for n, key in parsed.items() if key and key.part != "alpha" and len(shapes[n]) < 2
+            name
+            for name, key in parsed.items()
+            if key and key.part not in ("alpha", "dora") and len(shapes[name]) < 2
         ]
         if flat:
             raise B4MError(f"{file} has factors that are not matrices: {few(flat)}")
@@ -264,7 +274,39 @@ class AdapterFile:
         self.style = styles.most_common(1)[0][0]
         root = family.root if isinstance(family, NamedFamily) else family.denoiser
         self._scales = Scales(self.path, self.style, self.header, root)
+        dora = [layer.stem for layer in layers if "dora" in layer.parts]
+        if (dora or self._scales.dora) and (self.base is None or self.rank < 1):
+            raise B4MError(
+                f"{self.path} is a DoRA (pairs with magnitudes), no low-rank pairs: give its base "
+                "with --base and a rank to cut it to with --rank"
+            )
+        if self._scales.dora and not dora:
+            raise B4MError(f"{self.path} says that it is a DoRA and has no magnitudes")
         return dict(sorted(found.items()))
+
+    def _with_magnitude(
+        self, address: Address, pair: LowRank, magnitude: torch.Tensor
+    ) -> tuple[LowRank, float]:
+        """A DoRA's layer, m V / |V| - W with V = W + up down, at the best of the rank asked for.
+
+        |V| is of each output (arXiv 2402.09353, PEFT) or of each input (LyCORIS' default).
+        """
+        assert self.base is not None
+        where = f"{self.path}, {'.'.join(filter(None, address))}"
+        base_OI = self.base.matrix(address, self.family)
+        if base_OI is None or tuple(base_OI.shape) != pair.shape:
+            shape = "not there" if base_OI is None else f"{base_OI.shape[0]} x {base_OI.shape[1]}"
+            raise B4MError(f"{where} is {pair.size} and in {self.base.path} {shape}")
+        rows, columns = pair.shape
+        whole = base_OI.double() + pair.to(dtype=torch.float64).dense()
+        by_row = magnitude.numel() == rows and magnitude.shape[0] == rows
+        if not by_row and (not magnitude.numel() or columns % magnitude.numel()):
+            raise B4MError(f"{where}: a magnitude of {tuple(magnitude.shape)} does not fit it")
+        groups = whole[:, None] if by_row else whole.unflatten(1, (magnitude.numel(), -1))
+        norm = groups.square().sum((1, 2) if by_row else (0, 2), keepdim=True).sqrt()
+        size = magnitude.double().flatten()
+        factor = (size[:, None, None] if by_row else size[None, :, None]) / norm
+        return pair_of((groups * factor).flatten(1).float() - base_OI, self.rank)
 
     def _scale(self, address: Address, inner: int | None, alpha: Any, where: str) -> float:
         if alpha is not None:
@@ -283,7 +325,9 @@ class AdapterFile:
         return self._scales.scale(network, module, inner)
 
 
-def read_adapter(path: str | Path, drop: Sequence[str] = (), rank: int = 0) -> Adapter:
+def read_adapter(
+    path: str | Path, drop: Sequence[str] = (), rank: int = 0, base: str | Path = ""
+) -> Adapter:
     """Read an adapter in the names of diffusers, PEFT, kohya (sd-scripts) or ComfyUI, of any base.
 
     Layers may be plain pairs (of convolutions too: LoCon), LoHa or LoKr, which are low-rank pairs
@@ -293,18 +337,22 @@ def read_adapter(path: str | Path, drop: Sequence[str] = (), rank: int = 0) -> A
         path: a safetensors file, or a folder with exactly one (PEFT's, diffusers').
         drop: tensors to leave out: parts of their names, or patterns with * and ?.
         rank: largest rank of a layer that cannot be read as a small pair (a LoKr of two whole
-            matrices), which is cut to it; 0 refuses such layers.
+            matrices), which is cut to it; 0 refuses such layers. What is lost is warned of.
+        base: checkpoint or diffusers folder, which a DoRA needs beside a rank.
 
     Raises:
         B4MError: when the file is missing, truncated or pickled; holds no pairs, half a pair, names
             that its base does not have, DoRA, full differences; or numbers that are not finite.
     """
-    return read_file(Path(path), drop, rank).adapter()
+    return read_file(Path(path), drop, rank, base).adapter().loaded()
 
 
-def read_file(path: Path, drop: Sequence[str] = (), rank: int = 0) -> AdapterFile:
+def read_file(
+    path: Path, drop: Sequence[str] = (), rank: int = 0, base: str | Path = ""
+) -> AdapterFile:
     """What an adapter file holds, its numbers unread; see `read_adapter`."""
-    file = AdapterFile(Contents(locate(path)), drop, rank)
+    weights = Checkpoint(Path(base)) if str(base) else None
+    file = AdapterFile(Contents(locate(path)), drop, rank, weights)
     _log.debug("read the names of %s", path)
     return file
 
@@ -321,19 +369,6 @@ def locate(path: Path) -> Path:
     if path.suffix != ".safetensors":
         raise B4MError(f"{path} is not a .safetensors file; convert it, pickled files can run code")
     return path
-
-
-def check_finite(pairs: Mapping[Address, LowRank], file: Path, dtype: torch.dtype) -> None:
-    """Refuse NaN and infinite numbers, also those that this storage dtype makes.
-
-    Raises:
-        B4MError: naming the layer.
-    """
-    for address, pair in pairs.items():
-        for part, tensor in (("up", pair.up), ("down", pair.down)):
-            if not bool(torch.isfinite(tensor.to(dtype)).all()):
-                where = ".".join(filter(None, address))
-                raise B4MError(f"{file}: {part} of {where} has NaN or infinite numbers as {dtype}")
 
 
 def few(names: Iterable[str]) -> str:

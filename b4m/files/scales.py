@@ -29,9 +29,12 @@ class Scales:
         header: of the file.
         denoiser: name of the network that PEFT's config speaks of.
 
+    Attributes:
+        dora: whether a config says that there are magnitudes.
+
     Raises:
-        B4MError: if PEFT's config is missing or cannot be read, is a DoRA's, or has an alpha that
-            is not a number.
+        B4MError: if PEFT's config is missing or cannot be read, or has an alpha that is not a
+            number.
     """
 
     def __init__(self, file: Path, style: str, header: Mapping[str, str], denoiser: str) -> None:
@@ -51,8 +54,10 @@ class Scales:
                 network, _, setting = name.partition(".")
                 setting = "lora_alpha" if setting == "alpha" else setting  # LoHa's and LoKr's name
                 self.configs.setdefault(network, {})[setting] = value
+        place = file.parent / PEFT_CONFIG if style == "peft" else file
         for found in self.configs.values():
-            _check(file, found)
+            _check(place, found)
+        self.dora = any(config.get("use_dora") for config in self.configs.values())
 
     def scale(self, network: str, module: str, rank: int | None) -> float:
         """The factor on up of one layer; 1 where nothing is said, as diffusers reads it.
@@ -80,8 +85,6 @@ def _of(module: str, usual: float, patterns: Mapping[str, float] | None) -> floa
 
 
 def _check(file: Path, config: Mapping[str, Any]) -> None:
-    if config.get("use_dora"):
-        raise B4MError(f"{file} is a DoRA; its weights are not low-rank pairs")
     alphas, ranks = config.get("alpha_pattern") or {}, config.get("rank_pattern") or {}
     for patterns in (alphas, ranks):
         if not isinstance(patterns, Mapping):

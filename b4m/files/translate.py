@@ -8,13 +8,15 @@ pair whose rank is the sum of theirs. Both are exact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from b4m.adapters.adapter import Adapter
+from b4m.adapters.lazy import made
 from b4m.adapters.lowrank import LowRank
 from b4m.bases.clip import clip_module
 from b4m.bases.named import BEGINNINGS, NamedFamily, Whole, split, text_beginning
@@ -22,6 +24,7 @@ from b4m.errors import B4MError
 from b4m.files.read import few, read_file
 
 Layers = Mapping[str, LowRank]
+Recipe = Callable[[], LowRank]
 _TEXT = {  # beginnings of the text encoders' names, the first of a network and form is written
     ("text_encoder", "kohya"): ("lora_te1_", "lora_te_"),
     ("text_encoder_2", "kohya"): ("lora_te2_",),
@@ -36,6 +39,7 @@ def read_together(paths: Sequence[str | Path]) -> list[Adapter]:
     """Read adapters that are to be merged: of one base, with one name for each layer.
 
     Layers keep their names where all files name them alike; otherwise all get diffusers' names.
+    Those of large files are lazy.
 
     Raises:
         B4MError: for a file that cannot be read, files of different bases, or two ways of naming
@@ -79,19 +83,22 @@ def renamed(adapter: Adapter, family: NamedFamily, form: str) -> Adapter:
     Raises:
         B4MError: for a layer whose name is not known.
     """
-    parts = _in_parts(adapter.layers, family)
-    if form in ("kohya", "comfyui"):
-        original = form == "comfyui" or family.kohya_original
-        wholes = _joined(parts, family) if original else parts
-        if form == "kohya":
-            layers = {f"lora_unet_{name.replace('.', '_')}": pair for name, pair in wholes.items()}
-        else:
-            layers = {f"diffusion_model.{name}": pair for name, pair in wholes.items()}
+    recipes = _in_parts(adapter.layers, family)
+    if form == "comfyui" or (form == "kohya" and family.kohya_original):
+        recipes = _joined(recipes, family)
+    beginnings = {"peft": "base_model.model.", "comfyui": "diffusion_model."}
+    if form == "kohya":
+        recipes = {f"lora_unet_{name.replace('.', '_')}": how for name, how in recipes.items()}
     else:
-        beginning = "base_model.model." if form == "peft" else f"{family.root}."
-        layers = {beginning + name: pair for name, pair in parts.items()}
-    text = {f"text.{_text_name(n, family, form)}": p for n, p in adapter.text_layers.items()}
-    return replace(adapter, layers=layers, text_layers=text)
+        beginning = beginnings.get(form, f"{family.root}.")
+        recipes = {beginning + name: how for name, how in recipes.items()}
+    source = adapter.text_layers
+    text = {f"text.{_text_name(name, family, form)}": name for name in source}
+    return replace(
+        adapter,
+        layers=made(recipes, lambda name: recipes[name](), [adapter.layers]),
+        text_layers=made(text, lambda name: source[text[name]], [source]),
+    )
 
 
 def _ways(adapter: Adapter, family: NamedFamily) -> set[tuple[str, str]]:
@@ -107,19 +114,20 @@ def _ways(adapter: Adapter, family: NamedFamily) -> set[tuple[str, str]]:
     return found
 
 
-def _in_parts(layers: Layers, family: NamedFamily) -> dict[str, LowRank]:
-    """Pairs by diffusers' module paths, with the kernels of convolutions."""
-    found: dict[str, LowRank] = {}
+def _in_parts(layers: Layers, family: NamedFamily) -> dict[str, Recipe]:
+    """How to make pairs by diffusers' module paths, with the kernels of convolutions."""
+    found: dict[str, Recipe] = {}
     unknown = []
-    for name, pair in layers.items():
+    for name in layers:
         path, at, kernel = split(name)[1], *name.partition("@")[1:]
         whole = family.wholes.get(path)
         if whole is None:
             unknown.append(name)
         elif (part := whole.part(path)) is not None:
-            found[part + at + kernel] = pair
+            found[part + at + kernel] = partial(layers.__getitem__, name)
         else:
-            found |= {name + at + kernel: p for name, p in _split_rows(pair, whole).items()}
+            for place, part in enumerate(whole.parts):
+                found[part + at + kernel] = partial(_rows_of, layers, name, whole, place)
     if unknown:
         raise B4MError(
             f"{len(unknown)} layers have names that are not known of {family.title}, so they "
@@ -128,32 +136,33 @@ def _in_parts(layers: Layers, family: NamedFamily) -> dict[str, LowRank]:
     return found
 
 
-def _split_rows(pair: LowRank, whole: Whole) -> dict[str, LowRank]:
-    """The parts of a whole, each with its rows."""
-    pair = _swapped(pair, whole)
+def _rows_of(layers: Layers, name: str, whole: Whole, place: int) -> LowRank:
+    """One part of a whole, which has some of its rows."""
+    pair = _swapped(layers[name], whole)
     if len(whole.parts) == 1:
-        return {whole.parts[0]: pair}
+        return pair
     unit = pair.out_features // sum(whole.heights)
-    found = {}
-    ups = pair.up.split([unit * height for height in whole.heights])
-    for part, up in zip(whole.parts, ups, strict=True):
-        used = up.any(dim=0)  # parts that were joined have columns of zeros for one another
-        used = used if bool(used.any()) else torch.ones_like(used)
-        found[part] = LowRank(up[:, used], pair.down[used])
-    return found
+    up = pair.up.split([unit * height for height in whole.heights])[place]
+    used = up.any(dim=0)  # parts that were joined have columns of zeros for one another
+    used = used if bool(used.any()) else torch.ones_like(used)
+    return LowRank(up[:, used], pair.down[used])
 
 
-def _joined(parts: Layers, family: NamedFamily) -> dict[str, LowRank]:
-    """Pairs by the original code's module paths, with the kernels of convolutions."""
-    groups: dict[str, dict[str, LowRank]] = {}
+def _joined(parts: Mapping[str, Recipe], family: NamedFamily) -> dict[str, Recipe]:
+    """How to make pairs by the original code's module paths, with the kernels of convolutions."""
+    groups: dict[str, dict[str, Recipe]] = {}
     wholes: dict[str, Whole] = {}
-    for name, pair in parts.items():
+    for name, recipe in parts.items():
         path, at, kernel = name.partition("@")
         whole = family.wholes[path]
         key = whole.original + at + kernel
         wholes[key] = whole
-        groups.setdefault(key, {})[path] = pair
-    return {key: _stacked(group, wholes[key]) for key, group in groups.items()}
+        groups.setdefault(key, {})[path] = recipe
+
+    def joined(key: str) -> LowRank:
+        return _stacked({path: how() for path, how in groups[key].items()}, wholes[key])
+
+    return {key: partial(joined, key) for key in groups}
 
 
 def _stacked(group: Layers, whole: Whole) -> LowRank:

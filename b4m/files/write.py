@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
+from b4m.adapters.lazy import Size, made, size_of
 from b4m.adapters.lowrank import LowRank
+from b4m.adapters.truncation import cut
 from b4m.bases import families, family_of
 from b4m.bases.family import Family
 from b4m.bases.named import NamedFamily
 from b4m.errors import B4MError
 from b4m.files import forms
-from b4m.files.read import DTYPES, Address, check_finite, few
+from b4m.files.read import DTYPES, Address, few
 from b4m.files.scales import PEFT_CONFIG
+from b4m.files.tensors import Entry, write_tensors
 from b4m.files.translate import renamed
 from b4m.io import write_whole
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
+Place = tuple[Mapping[str, LowRank], str]  # a mapping of layers and a name in it
 
 
 def write_adapter(
@@ -60,16 +66,25 @@ def write_adapter(
     file = Path(path)
     if form == "peft" and file.suffix != ".safetensors":
         file = file / PEFT_WEIGHTS
-    pairs = _addressed(adapter, family, file)
-    check_finite(pairs, file, DTYPES[dtype])
-    content = forms.serialize(
-        forms.tensors(form, family, pairs, DTYPES[dtype]),
-        forms.header(form, family, pairs, adapter.metadata),
-    )
-    config = forms.peft_config(family, pairs, adapter.metadata) if form == "peft" else None
+    places = _addressed(adapter, family, file)
+    sizes = {address: size_of(*place) for address, place in places.items()}
+    ranks = {address: size[1] for address, size in sizes.items()}
+    config = forms.peft_config(family, ranks, adapter.metadata) if form == "peft" else None
+    layers, alpha = forms.layout(form, family, sizes, DTYPES[dtype])
+    alphas = [Entry(layer.alpha, (), torch.float32) for layer in layers if layer.alpha]
+    factors = [entry for layer in layers for entry in layer.entries()]
+    header = forms.header(form, family, ranks, adapter.metadata)
+
+    def tensors() -> Iterator[Tensor]:
+        yield from (torch.tensor(alpha) for _ in alphas)
+        for layer in layers:
+            mapping, name = places[layer.address]
+            yield from _finite(layer, mapping[name], file)
+
+    write_tensors(file, header, [*alphas, *factors], tensors())
     if config is not None:
         write_whole(file.parent / PEFT_CONFIG, json.dumps(config, indent=2) + "\n")
-    return write_whole(file, content)
+    return file
 
 
 def with_rank(adapter: Adapter, rank: int) -> Adapter:
@@ -78,38 +93,63 @@ def with_rank(adapter: Adapter, rank: int) -> Adapter:
     Loaders that exchange adapters without recompiling, and old ones, want one rank. What is lost is
     told in a warning and in the metadata as `energy_lost`, the share of the squared Frobenius norm.
     """
-    energy = lost = 0.0
+    every = adapter.every()
+    shorter, lost = cut(every, dict.fromkeys(every, rank))
 
-    def changed(pair: LowRank) -> LowRank:
-        nonlocal energy, lost
-        whole = pair.norm() ** 2
-        cut, share = pair.truncate(rank)
-        energy, lost = energy + whole, lost + whole * share
-        more = rank - cut.rank
-        up_OR = torch.nn.functional.pad(cut.up, (0, more))
-        return LowRank(up_OR, torch.nn.functional.pad(cut.down, (0, 0, 0, more)))
+    def size(name: str) -> Size:
+        rows, _, columns = size_of(shorter, name)
+        return rows, rank, columns
 
-    even = adapter.mapped(changed)
+    def even(names: Mapping[str, LowRank]) -> Mapping[str, LowRank]:
+        return made(names, lambda name: _filled(shorter[name], rank), [shorter], size)
+
     config = dict(adapter.metadata.config)
-    if lost > 0:
-        share = lost / energy
-        config["energy_lost"] = share
-        warnings.warn(f"rank {rank} loses {share:.2%} of the energy of the layers", stacklevel=2)
-    return replace(even, metadata=replace(adapter.metadata, rank=rank, config=config))
+    if lost is not None and lost.total > 0:
+        config["energy_lost"] = lost.total
+        warnings.warn(
+            f"rank {rank} loses {lost.total:.2%} of the energy of the layers", stacklevel=2
+        )
+    return Adapter(
+        even(adapter.layers),
+        replace(adapter.metadata, rank=rank, config=config),
+        even(adapter.text_layers),
+    )
 
 
-def _addressed(adapter: Adapter, family: Family, file: Path) -> dict[Address, LowRank]:
-    """All pairs of an adapter by network and module; rank 0 left out, names checked."""
-    pairs = {(family.denoiser, module): pair for module, pair in adapter.layers.items()}
-    for name, pair in adapter.text_layers.items():
+def _filled(pair: LowRank, rank: int) -> LowRank:
+    more = rank - pair.rank
+    up_OR = torch.nn.functional.pad(pair.up, (0, more))
+    return LowRank(up_OR, torch.nn.functional.pad(pair.down, (0, 0, 0, more)))
+
+
+def _finite(layer: forms.Written, pair: LowRank, file: Path) -> Iterator[Tensor]:
+    """The layer's tensors in the order of its entries.
+
+    Raises:
+        B4MError: for NaN and infinite numbers, also those that the storage dtype makes.
+    """
+    for entry, tensor in layer.tensors(pair).items():
+        if not bool(torch.isfinite(tensor).all()):
+            part = "down" if entry == layer.down else "up"
+            where = ".".join(filter(None, layer.address))
+            raise B4MError(
+                f"{file}: {part} of {where} has NaN or infinite numbers as {entry.dtype}"
+            )
+        yield tensor
+
+
+def _addressed(adapter: Adapter, family: Family, file: Path) -> dict[Address, Place]:
+    """Where all pairs of an adapter are, by network and module; rank 0 left out, names checked."""
+    places = {(family.denoiser, name): (adapter.layers, name) for name in adapter.layers}
+    for name in adapter.text_layers:
         network, _, module = name.partition(".")
-        pairs[network, module] = pair
-    pairs = {address: pair for address, pair in pairs.items() if pair.rank > 0}
-    if not pairs:
+        places[network, module] = adapter.text_layers, name
+    places = {address: place for address, place in places.items() if size_of(*place)[1] > 0}
+    if not places:
         raise B4MError(f"{file}: an adapter without layers is not written")
-    unknown = [".".join(a) for a in pairs if a[0] not in family.networks or not family.known(*a)]
+    unknown = [".".join(a) for a in places if a[0] not in family.networks or not family.known(*a)]
     if unknown:
         raise B4MError(
             f"{file}: {len(unknown)} names are not layers of {family.title}: {few(unknown)}"
         )
-    return pairs
+    return places

@@ -1,20 +1,24 @@
 """Adapters become one: the walk over layers that all merges share.
 
 A layer that an adapter lacks is zero (rank 0) on its side. In closed-form merges the layers of the
-text encoders follow the same rule as those of the denoiser.
+text encoders follow the same rule as those of the denoiser. Layers of large files are lazy, and so
+is what is made of them: it is made when it is written, one layer at a time.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
+from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from b4m.adapters.adapter import Adapter
+from b4m.adapters.lazy import Lazy, Size, is_lazy, made, size_of
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
+from b4m.adapters.truncation import cut
 from b4m.errors import B4MError
 from b4m.merging.context import called, require_same_base
 from b4m.merging.weighting import factors_of, strengthened, times
@@ -23,9 +27,9 @@ from b4m.version import code_version
 
 Layers = dict[str, LowRank]
 Pairs = dict[str, tuple[LowRank, LowRank]]
+Parts = Sequence[Mapping[str, LowRank]]
 Rule = Callable[[Sequence[LowRank], Sequence[float]], LowRank]
-Result = TypeVar("Result")
-RankRule = Callable[[Sequence[LowRank]], int]
+RankRule = Callable[[Sequence[int]], int]
 
 
 def merge_layers(
@@ -34,6 +38,8 @@ def merge_layers(
     settings: MergeSettings,
     rule: Rule,
     rank: RankRule | None = None,
+    known: RankRule | None = None,
+    draws: torch.Generator | None = None,
 ) -> Adapter:
     """Apply a closed-form rule to every layer, in the order of the names, text encoders last.
 
@@ -43,7 +49,9 @@ def merge_layers(
         settings: their weights, and the largest rank and the strength of the result.
         rule: makes one pair of the adapters' pairs and of their factors in this layer; rank 0
             stands for a missing layer.
-        rank: instead of that setting, the largest rank of a layer.
+        rank: instead of that setting, the largest rank of a layer, by the adapters' ranks in it.
+        known: the rank that the rule gives, by the same, where that is known beforehand.
+        draws: what the rule draws from; seeded anew for each layer by the setting and its name.
 
     Raises:
         B4MError: if the adapters are of two bases, the shapes of a layer disagree, or a weight
@@ -51,16 +59,29 @@ def merge_layers(
     """
     require_same_base(adapters)
     factors = factors_of(settings.weights, adapters)
-    outcome: list[Layers] = []
+    seed = draws.initial_seed() if draws is not None else 0
+
+    def applied(parts: Parts) -> Mapping[str, LowRank]:
+        pairs = aligned(parts)
+
+        def merged(name: str) -> LowRank:
+            if draws is not None:
+                draws.manual_seed(seed_of(seed, name))
+            return rule(pairs[name], [own[name] for own in factors])
+
+        def size(name: str) -> Size | None:
+            rows, ranks, columns = sizes_of(parts, name)
+            return (rows, known(ranks), columns) if known is not None else None
+
+        return made(pairs, merged, parts, size)
+
+    parts = ([adapter.layers for adapter in adapters], [one.text_layers for one in adapters])
+    layers, text = (applied(part) for part in parts)
     ranks: dict[str, int] = {}
-    for part in ("layers", "text_layers"):
-        pairs = aligned([getattr(adapter, part) for adapter in adapters])
-        outcome.append(
-            {name: rule(every, [own[name] for own in factors]) for name, every in pairs.items()}
-        )
-        if rank is not None:
-            ranks |= {name: rank(every) for name, every in pairs.items()}
-    merged = Adapter(outcome[0], describe(method, adapters, settings), outcome[1])
+    if rank is not None:
+        for part, names in zip(parts, (layers, text), strict=True):
+            ranks |= {name: rank(sizes_of(part, name)[1]) for name in names}
+    merged = Adapter(layers, describe(method, adapters, settings), text)
     sources = [times(one, own) for one, own in zip(adapters, factors, strict=True)]
     return finished(merged, sources, settings, ranks)
 
@@ -80,34 +101,54 @@ def finished(
         ranks: by layer, instead of that rank.
     """
     every = [*merged.layers, *merged.text_layers]
-    cut = truncated(merged, ranks or dict.fromkeys(every, settings.rank))
-    return strengthened(cut, sources) if settings.auto_strength else cut
+    shorter = truncated(merged, ranks or dict.fromkeys(every, settings.rank))
+    return strengthened(shorter, sources) if settings.auto_strength else shorter
 
 
-def aligned(parts: Sequence[Mapping[str, LowRank]]) -> dict[str, list[LowRank]]:
+def aligned(parts: Parts) -> Mapping[str, list[LowRank]]:
     """Every adapter's pair of each layer that any of them has, sorted by name, in one dtype.
 
     Raises:
         B4MError: if the shapes of a layer disagree.
     """
-    result: dict[str, list[LowRank]] = {}
-    for name in sorted(set().union(*parts)):
-        owners = [k for k, layers in enumerate(parts) if name in layers]
-        first = parts[owners[0]][name]
-        for k in owners[1:]:
-            if parts[k][name].shape != first.shape:
-                one, two = called(owners[0], len(parts)), called(k, len(parts))
-                raise B4MError(
-                    f"{name} is {first.size} in {one} and {parts[k][name].size} in {two}; the two "
-                    "are made for different bases"
-                )
+    names = sorted(set().union(*parts))
+    for name in names:
+        sizes_of(parts, name)
+
+    def every(name: str) -> list[LowRank]:
+        found = [layers.get(name) for layers in parts]
+        first = next(pair for pair in found if pair is not None)
         zero = LowRank.zero(first.out_features, first.in_features, first.up)
-        every = [layers.get(name, zero) for layers in parts]
+        pairs = [zero if pair is None else pair for pair in found]
         dtype = first.up.dtype
-        for pair in every:
+        for pair in pairs:
             dtype = torch.promote_types(dtype, pair.up.dtype)
-        result[name] = [pair.to(dtype=dtype) for pair in every]
-    return result
+        return [pair.to(dtype=dtype) for pair in pairs]
+
+    return Lazy(names, every) if is_lazy(*parts) else {name: every(name) for name in names}
+
+
+def sizes_of(parts: Parts, name: str) -> tuple[int, list[int], int]:
+    """Outputs of a layer, its rank in each adapter (0 where it lacks it), and inputs.
+
+    Raises:
+        B4MError: if the shapes disagree.
+    """
+    sizes = {k: size_of(layers, name) for k, layers in enumerate(parts) if name in layers}
+    owner, (rows, _, columns) = next(iter(sizes.items()))
+    for k, (own_rows, _, own_columns) in sizes.items():
+        if (own_rows, own_columns) != (rows, columns):
+            one, two = called(owner, len(parts)), called(k, len(parts))
+            raise B4MError(
+                f"{name} is {rows} x {columns} in {one} and {own_rows} x {own_columns} in {two}; "
+                "the two are made for different bases"
+            )
+    return rows, [sizes[k][1] if k in sizes else 0 for k in range(len(parts))], columns
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A seed of its own for each layer, whatever other layers there are."""
+    return int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "little")
 
 
 def paired(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -> Pairs:
@@ -184,46 +225,17 @@ def truncated(adapter: Adapter, ranks: Mapping[str, int]) -> Adapter:
     of the squared Frobenius norm of all layers together that was dropped ("total"), and the largest
     share of one layer ("worst_layer").
     """
-    every = adapter.layers | adapter.text_layers
-    cut: Layers = {}
-    energy = lost = worst = 0.0
-    too_wide = {n: pair for n, pair in every.items() if 0 < ranks[n] < pair.rank}
-    shorter = side_by_side(lambda name: too_wide[name].truncate(ranks[name]), list(too_wide))
-    shares = dict(zip(too_wide, shorter, strict=True))
-    for name, pair in every.items():
-        cut[name] = pair
-        if name in shares:
-            cut[name], share = shares[name]
-            # In the balanced singular basis a column of up has squared length sigma.
-            kept = float(cut[name].up.double().square().sum(dim=0).square().sum())
-            energy, lost = energy + kept / (1.0 - share), lost + kept * share / (1.0 - share)
-            worst = max(worst, share)
-        elif too_wide:
-            energy += pair.norm() ** 2
-    config = dict(adapter.metadata.config)
-    if too_wide:
-        config["energy_lost"] = {"total": lost / energy if energy else 0.0, "worst_layer": worst}
-    widest = max((pair.rank for pair in cut.values()), default=0)
-    return Adapter(
-        {name: cut[name] for name in adapter.layers},
-        replace(adapter.metadata, rank=widest, config=config),
-        {name: cut[name] for name in adapter.text_layers},
-    )
-
-
-def side_by_side(work: Callable[[str], Result], names: Sequence[str]) -> list[Result]:
-    """`work` of every name, in order, on as many threads as torch may use.
-
-    The matrices of a layer are too small for two threads to share; two layers are not.
-    """
-    threads = torch.get_num_threads()
-    if threads == 1 or len(names) < 2 * threads:
-        return [work(name) for name in names]
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, names))
-    finally:
-        torch.set_num_threads(threads)  # torch remembers the last call for threads to come
+    every, config = adapter.every(), dict(adapter.metadata.config)
+    shorter, lost = cut(every, ranks)
+    layers, text = adapter.layers, adapter.text_layers
+    if lost is not None:
+        config["energy_lost"] = {"total": lost.total, "worst_layer": lost.worst_layer}
+        layers, text = (
+            made(part, shorter.__getitem__, [shorter], partial(size_of, shorter))
+            for part in (layers, text)
+        )
+    widest = max((size_of(shorter, name)[1] for name in every), default=0)
+    return Adapter(layers, replace(adapter.metadata, rank=widest, config=config), text)
 
 
 def _widened(pair: LowRank, rank: int) -> LowRank:

@@ -15,7 +15,7 @@ from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.deltas import FrozenDelta
 from b4m.bases.base import Base
 from b4m.merging import least_squares
-from b4m.merging.layerwise import Layers, aligned
+from b4m.merging.layerwise import Parts, aligned
 from b4m.merging.mask_learning import MaskedMerge, chunks
 from b4m.merging.teacher_bank import Bank, OwnEntries
 
@@ -60,7 +60,7 @@ class _Record:
 
 @torch.no_grad()
 def moments_alone(
-    base: Base, adapters: Sequence[Layers], entries: Sequence[OwnEntries], t_K: Tensor
+    base: Base, adapters: Parts, entries: Sequence[OwnEntries], t_K: Tensor
 ) -> dict[str, list[Tensor]]:
     """Second moments of D x of every layer while each adapter alone is active, R x R each.
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from b4m.adapters.adapter import Adapter
-from b4m.adapters.lowrank import LowRank
 from b4m.bases import families, family_of
 from b4m.errors import B4MError
 from b4m.weights import Weight, weights_of
@@ -75,14 +74,7 @@ def weighted(adapters: Sequence[Adapter], weights: Sequence[str]) -> list[Adapte
 
 def times(adapter: Adapter, factors: Factors) -> Adapter:
     """Every layer of an adapter times its factor."""
-
-    def scaled(layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
-        return {
-            name: pair if factors[name] == 1 else pair.scale(factors[name])
-            for name, pair in layers.items()
-        }
-
-    return replace(adapter, layers=scaled(adapter.layers), text_layers=scaled(adapter.text_layers))
+    return adapter.times(factors.__getitem__)
 
 
 def strengthened(merged: Adapter, sources: Sequence[Adapter]) -> Adapter:
@@ -96,8 +88,9 @@ def strengthened(merged: Adapter, sources: Sequence[Adapter]) -> Adapter:
     for source in sources:
         for network, square in _squares(source).items():
             strongest[network] = max(strongest.get(network, 0.0), square)
-    strength = dict.fromkeys(_squares(merged), 1.0)
-    for network, square in _squares(merged).items():
+    squares = _squares(merged)
+    strength = dict.fromkeys(squares, 1.0)
+    for network, square in squares.items():
         if square > _NOTHING**2 * strongest[network]:
             strength[network] = (strongest[network] / square) ** 0.5
     factors = {name: strength[""] for name in merged.layers}
@@ -110,7 +103,7 @@ def strengthened(merged: Adapter, sources: Sequence[Adapter]) -> Adapter:
 def _squares(adapter: Adapter) -> dict[str, float]:
     """Squared Frobenius norm by network; "" is the denoiser."""
     found: dict[str, float] = {}
-    for name, pair in (adapter.layers | adapter.text_layers).items():
+    for name, pair in adapter.every().items():
         network = "" if name in adapter.layers else name.partition(".")[0]
         found[network] = found.get(network, 0.0) + pair.norm() ** 2
     return found

@@ -12,8 +12,8 @@ expectation then has cross terms U_1 D_2 (huggingface/peft#3004). With density 1
 counts as zero, where PEFT refuses; it also goes wrong on sources with rsLoRA (#3761) or a
 rank_pattern (#3737).
 
-The draws come from one generator with the setting `seed`, layer by layer in the order of the
-layers' names, down before up and one adapter after the other, so equal seeds give equal files.
+The draws of a layer come from a generator seeded by the setting `seed` and the layer's name, down
+before up and one adapter after the other, so equal seeds give equal files.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def merge(adapters: Sequence[Adapter], context: MergeContext[Settings]) -> Adapt
         return LowRank(up_OR, down_RI)
 
     rule = dropped_core if settings.space == "core" else dropped_factors
-    return merge_layers("dare", adapters, settings, rule)
+    return merge_layers("dare", adapters, settings, rule, draws=generator)
 
 
 def dare(

@@ -18,7 +18,7 @@ from b4m.settings import MergeSettings
 
 def merge(adapters: Sequence[Adapter], context: MergeContext[MergeSettings]) -> Adapter:
     """The sum of the adapters times their `weights`; exact."""
-    return merge_layers("direct", adapters, context.settings, weighted_sum)
+    return merge_layers("direct", adapters, context.settings, weighted_sum, known=sum)
 
 
 MERGE = Merge(MergeSettings, merge)

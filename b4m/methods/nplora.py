@@ -46,7 +46,7 @@ def merge(adapters: Sequence[Adapter], context: MergeContext[Settings]) -> Adapt
     def projected_sum(pairs: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
         return weighted_sum(kept_apart(pairs, amount), weights)
 
-    return merge_layers("nplora", adapters, settings, projected_sum)
+    return merge_layers("nplora", adapters, settings, projected_sum, known=sum)
 
 
 def kept_apart(pairs: Sequence[LowRank], amount: float) -> list[LowRank]:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from b4m.adapters.adapter import Adapter
-from b4m.adapters.lowrank import LowRank
 from b4m.merging.context import MergeContext
 from b4m.merging.layerwise import merge_layers, weighted_sum
 from b4m.methods import Merge
@@ -30,10 +29,10 @@ def merge(adapters: Sequence[Adapter], context: MergeContext[Settings]) -> Adapt
     """The direct merge truncated to `rank`, or to the largest rank of the adapters."""
     settings = context.settings
 
-    def kept(pairs: Sequence[LowRank]) -> int:
-        return settings.rank or max(pair.rank for pair in pairs)
+    def kept(ranks: Sequence[int]) -> int:
+        return settings.rank or max(ranks)
 
-    return merge_layers("svd", adapters, settings, weighted_sum, rank=kept)
+    return merge_layers("svd", adapters, settings, weighted_sum, rank=kept, known=sum)
 
 
 MERGE = Merge(Settings, merge)

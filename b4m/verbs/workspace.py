@@ -33,6 +33,16 @@ def check_dtype(dtype: str) -> None:
         raise B4MError(f"dtype {dtype!r} is unknown; choose one of {', '.join(get_args(Dtype))}")
 
 
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no share above 0.
+
+    Raises:
+        B4MError: naming it.
+    """
+    if not 0 < value <= 1:
+        raise B4MError(f"{name} {value} must be above 0 and at most 1")
+
+
 def copy_as(finished: Path, out: Path, dtype: str) -> Path:
     """Copy an adapter of the working folder to `out`, with weights of this dtype."""
     from b4m.files import read_adapter, write_adapter

@@ -201,6 +201,15 @@ def test_two_bases_are_refused(tmp_path: Path) -> None:
         read_together([one, two])
 
 
+def test_the_documentation_claims_what_is_tested() -> None:
+    page = (Path(__file__).parents[2] / "docs/files.md").read_text(encoding="utf-8")
+    cells = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    rows = {row[0]: dict(zip(FORMS, row[1:], strict=True)) for row in cells if len(row) == 5}
+    for base, (_, _, _, loaded) in BASES.items():
+        expected = {form: "diffusers" if form in loaded else "we" for form in FORMS}
+        assert rows[family_of(base).title] == expected | {"diffusers": "diffusers"}
+
+
 class _Checkpoint(dict[str, Any]):
     """A checkpoint of weights alone: biases and norms are there when asked for."""
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
 from b4m.bases.base import Base
 from b4m.bases.sampling import attached
+from b4m.merging.layerwise import seed_of
 from b4m.merging.teacher_bank import Bank, ConceptImages, build_bank
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -57,6 +59,20 @@ def look(base: Base, adapter: Adapter | None) -> Tensor:
     text = base.encode_prompts(["a snq teapot in w@z style", "a red car"])
     with attached(base, adapter):
         return base.predict(base.model, x_BCHW, torch.tensor([200, 700]), text)
+
+
+def draw_as_we_do(model: Any, layers: Mapping[str, nn.Module], seed: int = 0) -> None:
+    """Seed PEFT's merge of each layer as `merge_layers` seeds ours; PEFT draws from one stream."""
+    merge = model._generalized_task_arithmetic_weighted_adapter
+
+    def seeded(
+        kind: str, adapters: object, weights: object, target: nn.Module, *given: object
+    ) -> Any:
+        name = next(name for name, layer in layers.items() if layer is target)
+        torch.manual_seed(seed_of(seed, name))
+        return merge(kind, adapters, weights, target, *given)
+
+    model._generalized_task_arithmetic_weighted_adapter = seeded
 
 
 @contextmanager

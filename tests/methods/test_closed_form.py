@@ -9,12 +9,19 @@ from torch import Tensor, nn
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
+from b4m.adapters.truncation import side_by_side
 from b4m.bases.base import Base
 from b4m.errors import B4MError
 from b4m.files import read_adapter, write_adapter
-from b4m.merging.layerwise import side_by_side
 from tests import runs
-from tests.methods.draws import adapters_of, dense_weights, draw_adapter, draw_pair, look
+from tests.methods.draws import (
+    adapters_of,
+    dense_weights,
+    draw_adapter,
+    draw_as_we_do,
+    draw_pair,
+    look,
+)
 
 CLOSED = ("direct", "svd", "ties", "dare", "nplora", "tsv")
 THINNING = ("ties", "dare")
@@ -46,13 +53,7 @@ def peft_merge(
             for name, layer in layers.items():
                 layer.lora_A[which].weight.copy_(adapter.layers[name].down)
                 layer.lora_B[which].weight.copy_(adapter.layers[name].up)
-    inject = model.base_model.inject_adapter
-
-    def inject_then_seed(*given: object) -> None:
-        inject(*given)  # draws initial values, which must not shift dare's draws
-        torch.manual_seed(0)
-
-    model.base_model.inject_adapter = inject_then_seed
+    draw_as_we_do(model.base_model, layers)
     model.base_model.add_weighted_adapter(
         ["content", "style"], weights, "m", combination_type=kind, density=density, svd_rank=rank
     )

@@ -15,7 +15,7 @@ from b4m.bases.base import Base
 from b4m.errors import B4MError
 from b4m.files import read_adapter, write_adapter
 from b4m.methods import merge_rule, names
-from tests.methods.draws import adapters_of, draw_adapter, draw_pair
+from tests.methods.draws import adapters_of, draw_adapter, draw_as_we_do, draw_pair
 
 CLOSED = ("direct", "svd", "ties", "dare", "nplora", "tsv")
 SHAPES = {"a": (20, 30), "b": (24, 24), "c": (32, 12)}
@@ -74,13 +74,7 @@ def test_entrywise_merges_of_three_on_factors_are_pefts(
             for name, layer in layers.items():
                 layer.lora_A[number].weight.copy_(adapter.layers[name].down)
                 layer.lora_B[number].weight.copy_(adapter.layers[name].up)
-    inject = model.base_model.inject_adapter
-
-    def inject_then_seed(*given: object) -> None:
-        inject(*given)  # draws initial values, which must not shift dare's draws
-        torch.manual_seed(0)
-
-    model.base_model.inject_adapter = inject_then_seed
+    draw_as_we_do(model.base_model, layers)
     model.base_model.add_weighted_adapter(
         list("012"), list(WEIGHTS), "m", combination_type=kind, density=density
     )
