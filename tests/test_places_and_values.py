@@ -42,6 +42,8 @@ VERBS: dict[str, Callable[[Path, Path], object]] = {
     "train": lambda out, data: verbs.train("content", data, "teapot", out, base=NO_BASE),
     "merge": lambda out, data: verbs.merge(["a.safetensors", "b.safetensors"], out),
     "convert": lambda out, data: verbs.convert("a.safetensors", out),
+    "clean": lambda out, data: verbs.clean("a.safetensors", out),
+    "extract": lambda out, data: verbs.extract("a.safetensors", "b.safetensors", out),
     "sample": lambda out, data: verbs.sample(out, data=data, base=NO_BASE),
     "evaluate": lambda out, data: verbs.evaluate(["samples"], data, out),
     "report": lambda out, data: verbs.report(["samples"], "scores", data, out),
@@ -60,7 +62,7 @@ def test_every_verb_refuses_a_place_below_a_file_before_the_work(
     assert (tmp_path / "file").read_text() == "words"
 
 
-@pytest.mark.parametrize("verb", ["train", "merge", "convert"])
+@pytest.mark.parametrize("verb", ["train", "merge", "convert", "clean", "extract"])
 @pytest.mark.parametrize("name", ["mug", "mug.ckpt", "x.SAFETENSORS", "mug.pt", "mug."])
 def test_an_adapter_is_written_only_under_a_name_that_readers_take(
     prepared: Path, tmp_path: Path, verb: str, name: str

@@ -1,6 +1,7 @@
 """Damaged images, manifests and captions: read, or one sentence; nothing half-written, no hang."""
 
 import io
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -9,7 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from b4m.bases.locate import read_recipe
 from b4m.data.images import load_image
@@ -17,7 +20,9 @@ from b4m.data.manifest import ManifestRow, read_manifest, write_manifest
 from b4m.data.prepare import prepare
 from b4m.errors import B4MError
 from b4m.evaluation.samples import read_samples
+from b4m.files import read_adapter
 from tests.data.worlds import write_user_folder
+from tests.fuzz import TIMES, little_memory
 
 ROW = ManifestRow("a.png", "content", "mug", "a snq mug", "snq", "mug", "train", "CC0", "here")
 T = TypeVar("T")
@@ -84,16 +89,19 @@ def _images() -> Iterator[bytes]:
     yield stream.getvalue()
 
 
-def test_six_hundred_damaged_images_are_read_or_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", TIMES)
+def test_six_hundred_damaged_images_are_read_or_told(tmp_path: Path, times: int) -> None:
     source, path, whole = random.Random(0), tmp_path / "a.png", list(_images())
     read = 0
-    for number in range(600):
+    for number in range(600 * times):
         content = source.choice(DAMAGES)(source, whole[number % len(whole)])
         path.write_bytes(content)
-        image, told = _try(lambda: load_image(path))
+        with little_memory():
+            image, told = _try(lambda: load_image(path))
         assert image.mode == "RGB" if image else ("a.png" in told and "\n" not in told)
         read += image is not None
-    assert 0 < read < 600, "some damage is harmless, some is not"
+    assert 0 < read < 600 * times, "some damage is harmless, some is not"
+    assert os.listdir(tmp_path) == ["a.png"]
 
 
 MANIFEST_PIECES = (
@@ -102,24 +110,26 @@ MANIFEST_PIECES = (
 )
 
 
-def test_four_hundred_damaged_manifests_are_read_or_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", TIMES)
+def test_four_hundred_damaged_manifests_are_read_or_told(tmp_path: Path, times: int) -> None:
     source = random.Random(1)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     path = write_manifest(tmp_path, [ROW, ROW])
     whole, read = path.read_bytes(), 0
-    for number in range(400):
+    for number in range(400 * times):
         content = source.choice(DAMAGES)(source, whole)
         if number % 2:
             at = source.randrange(len(whole))
             content = whole[:at] + source.choice(MANIFEST_PIECES) + whole[at:]
         path.write_bytes(content)
-        rows, told = _try(lambda: read_manifest(tmp_path))
+        with little_memory():
+            rows, told = _try(lambda: read_manifest(tmp_path))
         assert rows or str(tmp_path) in told
         for row in rows or ():
             assert row.file == "a.png"
             assert all(word in row.caption for word in row.trigger.split())
         read += rows is not None
-    assert 0 < read < 400
+    assert 0 < read < 400 * times
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
@@ -133,22 +143,26 @@ def test_a_manifest_that_an_office_program_saved_is_read(
     assert read_manifest(tmp_path) == [ROW]
 
 
-def test_eighty_damaged_captions_are_read_or_told_and_leave_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", TIMES)
+def test_eighty_damaged_captions_are_read_or_told_and_leave_nothing(
+    tmp_path: Path, times: int
+) -> None:
     source, own, read = random.Random(2), write_user_folder(tmp_path / "own"), 0
     caption = own / "content/teapot/teapot-0.txt"
     whole = "a photo of snq teapot, it\u2019s \u732b on a table"
-    for number in range(80):
+    for number in range(80 * times):
         encoded = whole.encode(source.choice(["utf-8", "utf-8-sig", "utf-16"]))
         caption.write_bytes(source.choice(DAMAGES)(source, encoded))
         out = tmp_path / f"out-{number}"
-        _, told = _try(lambda out=out: prepare(own, out, "teapot", "stripes", partners=0))
+        with little_memory():
+            _, told = _try(lambda out=out: prepare(own, out, "teapot", "stripes", partners=0))
         assert out.exists() != ("teapot-0.txt" in told)
         if out.exists():
             rows = [row for row in read_manifest(out) if row.concept == "teapot"]
             assert "snq" in rows[0].caption.replace(",", " ").split()
             assert "\ufeff" not in rows[0].caption[:1]
             read += 1
-    assert 0 < read < 80
+    assert 0 < read < 80 * times
     left = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
     assert left == set()
 
@@ -220,28 +234,44 @@ def _recipe(folder: Path, content: bytes) -> object:
     return read_recipe(folder)
 
 
+def _peft(folder: Path, content: bytes) -> object:
+    (folder / "peft").mkdir(exist_ok=True)
+    (folder / "peft/adapter_config.json").write_bytes(content)
+    stem = "base_model.model.transformer_blocks.0.attn.to_q"
+    tensors = {f"{stem}.lora_A.weight": torch.ones(2, 3), f"{stem}.lora_B.weight": torch.ones(4, 2)}
+    save_file(tensors, folder / "peft/adapter_model.safetensors")
+    return read_adapter(folder / "peft")
+
+
 CONFIGS: dict[str, tuple[Callable[[Path, bytes], object], bytes]] = {
     "samples.csv": (
         _samples,
         b"file,label,method,content,style,prompt,seed,steps,guidance,base_id,base_hash,adapter_hash\n"
         b'a.png,b4m,b4m,mug,ink,"a snq mug, in w@z style",0,25,5.0,mini,00,11\n',
     ),
+    "adapter_config.json": (
+        _peft,
+        b'{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"to_q": 8}, '
+        b'"rank_pattern": {}, "use_rslora": false, "target_modules": ["to_q"]}',
+    ),
     "b4m.json": (_recipe, b'{"recipe": {"train": {"steps": 10, "lr": 1e-4}, "merge": {}}}'),
 }
 
 
+@pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_hundred_damaged_configs_are_read_or_told(tmp_path: Path, name: str) -> None:
+def test_a_hundred_damaged_configs_are_read_or_told(tmp_path: Path, name: str, times: int) -> None:
     source, read = random.Random(3), 0
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     reader, whole = CONFIGS[name]
     assert reader(tmp_path, whole)
-    for _ in range(100):
+    for _ in range(100 * times):
         content = source.choice(DAMAGES)(source, whole)
-        result, told = _try(lambda content=content: reader(tmp_path, content))
+        with little_memory():
+            result, told = _try(lambda content=content: reader(tmp_path, content))
         assert result is not None or name in told
         read += result is not None
-    assert 0 < read < 100
+    assert 0 < read < 100 * times
     for content in (b"", b"[" * 100_000, b"[]", b"null", b"{\xff}", "{}".encode("utf-16-le")):
         _, told = _try(lambda content=content: reader(tmp_path, content))
         assert name in told

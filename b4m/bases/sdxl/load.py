@@ -68,7 +68,7 @@ def _from_folder(base: str, folder: Path, dtype: torch.dtype) -> Any:
                 add_watermarker=False,
                 local_files_only=True,
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged tokenizer, config or weight file raises many kinds
         raise B4MError(f"base {base}: does not load as SDXL: {one_line(error)}") from error
 
 
