@@ -321,11 +321,13 @@ def test_a_row_without_an_interval_is_drawn_without_bars(one: Path) -> None:
     folders = [one / "samples" / label for label in METHODS]
     data = load(folders, one / "scores", one / "data")
     bars = render(data).count('class="bar')
-    assert bars == 2 * (len(METHODS) + 1)  # the only copy of the content has no interval
+    assert bars == 2 * (
+        len(METHODS) + 1
+    )  # the only copy of the content and the ground truth have none
     single = {key: replace(e, low=nan, high=nan) for key, e in data.scores.summary.items()}
     without = render(replace(data, scores=replace(data.scores, summary=single)))
     assert 'class="bar' not in without
-    assert without.count('class="dot') == len(METHODS) + 2
+    assert without.count('class="dot') == len(METHODS) + 3
 
 
 def with_means(root: Path, means: dict[tuple[str, str], float]) -> ReportData:

@@ -1,8 +1,9 @@
 """`b4m evaluate`: from folders of generated images to a folder of scores.
 
-Beside the sampled methods stand two that nobody sampled: "copy of the content" and "copy of the
-style", the scores of handing back a training image unchanged. A method has to beat both; CLIP-I of
-one side alone rewards exactly this copying.
+Beside the sampled methods stand rows that nobody sampled: "copy of the content" and "copy of the
+style", the scores of handing back a training image unchanged, and "ground truth", those of the
+right answer where it exists. A method has to beat the copies; CLIP-I of one side alone rewards
+exactly this copying. No method should beat the ground truth.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from b4m.evaluation.statistics import PAIR
 from b4m.evaluation.tables import (
     COPY_OF_CONTENT,
     COPY_OF_STYLE,
+    GROUND_TRUTH,
     IMAGE_COLUMNS,
     PIXELS,
     write_scores,
@@ -96,8 +98,8 @@ def _open(evaluator: str, device: str) -> list[Encoder]:
 def _images(samples: Sequence[Sample], prepared: Prepared) -> pd.DataFrame:
     """One row per image to be scored: `IMAGE_COLUMNS`, its path, ground truth and alignment.
 
-    After the sampled ones follow the training images of each pair, as if a method had handed them
-    back for each prompt.
+    After the sampled ones follow the training images and the ground truth of each pair, as if a
+    method had handed them back for each prompt.
     """
     rows = [
         (
@@ -118,6 +120,9 @@ def _images(samples: Sequence[Sample], prepared: Prepared) -> pd.DataFrame:
         ):
             for number, path in enumerate(prepared.concept(kind, name).trained):
                 rows.append((method, content, style, prompt, number, path.name, path))
+        if (content, style) in prepared.ground_truths:
+            path = prepared.ground_truths[content, style].path
+            rows.append((GROUND_TRUTH, content, style, prompt, 0, path.name, path))
     truths = [prepared.ground_truths.get((row[1], row[2])) for row in rows]
     return pd.DataFrame(
         [

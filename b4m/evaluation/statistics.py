@@ -12,8 +12,10 @@ With fewer than about ten pairs every bootstrap is too narrow; read it as a lowe
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite, nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,19 +76,55 @@ def interval(
     start, spread = float(units_P.min()), float(np.ptp(units_P))
     if spread == 0.0:
         return start, start
-    from scipy.stats import bootstrap
 
     # BCa counts resampled means below the mean. Few units give many ties, which rounding errors
     # would decide: on a common scale they are rounded away.
     def mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
         return np.asarray(values.mean(axis)).round(9)
 
+    low, high = _bootstrap((units_P - start) / spread, mean, seed, resamples, confidence)
+    return start + spread * low, start + spread * high
+
+
+def interval_of(
+    statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]], count: int, seed: int = 0
+) -> Estimate:
+    """A number that is made of all pairs together, with its bootstrap interval over them.
+
+    Args:
+        statistic: from places of pairs (..., P), drawn with repetition, to numbers (...).
+        count: how many pairs there are.
+        seed: of the resampling.
+    """
+    places_P = np.arange(count)
+    own = float(statistic(places_P))
+    if count < 2:
+        return Estimate(own, nan, nan, count, "none")
+
+    def of(drawn: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+        return np.asarray(statistic(np.moveaxis(drawn, axis, -1).astype(int))).round(9)
+
+    low, high = _bootstrap(places_P, of, seed, RESAMPLES, CONFIDENCE)
+    return Estimate(own, low, high, count, "pairs")
+
+
+def _bootstrap(
+    units_P: NDArray[Any],
+    statistic: Callable[..., NDArray[np.float64]],
+    seed: int,
+    resamples: int,
+    confidence: float,
+) -> tuple[float, float]:
+    """BCa from three units on, percentile for two or where BCa is not defined."""
+    from scipy.stats import bootstrap
+
+    low = high = nan
     for method in ("BCa", "percentile") if len(units_P) > 2 else ("percentile",):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "BCa is not defined" is answered by the percentile
             result = bootstrap(
-                ((units_P - start) / spread,),
-                mean,
+                (units_P,),
+                statistic,
                 n_resamples=resamples,
                 confidence_level=confidence,
                 method=method,
@@ -95,7 +133,7 @@ def interval(
         low, high = map(float, result.confidence_interval)
         if isfinite(low) and isfinite(high):
             break
-    return start + spread * low, start + spread * high
+    return low, high
 
 
 def summarize(scores: pd.DataFrame, seed: int = 0) -> Estimate:

@@ -18,7 +18,10 @@ from b4m.io import read_json, write_whole
 
 COPY_OF_CONTENT = "copy of the content"
 COPY_OF_STYLE = "copy of the style"
+GROUND_TRUTH = "ground truth"
 COPIES = (COPY_OF_CONTENT, COPY_OF_STYLE)
+UNSAMPLED = (*COPIES, GROUND_TRUTH)
+"""Rows that nobody sampled: images that exist, scored as if a method had drawn them."""
 PIXELS = "pixels"
 """Stands in the column `encoder` for what is measured without one."""
 IMAGE_COLUMNS = ["method", "content", "style", "prompt", "seed", "file"]
@@ -105,7 +108,7 @@ def _groups(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.Data
 
 def _differences(table: pd.DataFrame, baseline: str) -> dict[tuple[str, str, str], Estimate]:
     """Every sampled method minus the baseline, on the same pairs, prompts and seeds."""
-    groups = dict(_groups(table[~table["method"].isin(COPIES)]))
+    groups = dict(_groups(table[~table["method"].isin(UNSAMPLED)]))
     differences = {
         (method, metric, encoder): paired_difference(scores, groups[baseline, metric, encoder])
         for (method, metric, encoder), scores in groups.items()

@@ -1,7 +1,7 @@
 """How the rows of a report are called."""
 
 from b4m import plan
-from b4m.evaluation.tables import COPY_OF_CONTENT, COPY_OF_STYLE
+from b4m.evaluation.tables import COPY_OF_CONTENT, COPY_OF_STYLE, GROUND_TRUTH
 from b4m.methods import METHODS
 
 BASELINES = tuple(baseline.label for baseline in plan.BASELINES)
@@ -12,6 +12,7 @@ _NAMES = {
     **{one.label: (one.title, one.summary) for one in plan.BASELINES},
     COPY_OF_CONTENT: ("Copy of the content", "its training image, unchanged"),
     COPY_OF_STYLE: ("Copy of the style", "its training images, unchanged"),
+    GROUND_TRUTH: ("Ground truth", "the right answer"),
     **{name: (method.label, method.summary) for name, method in METHODS.items()},
 }
 

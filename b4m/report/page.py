@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from b4m.evaluation.samples import Sample
-from b4m.evaluation.tables import COPIES, PIXELS
+from b4m.evaluation.tables import PIXELS, UNSAMPLED
 from b4m.report import chart
 from b4m.report.images import data_uris
 from b4m.report.load import Pair, ReportData
@@ -84,7 +84,7 @@ def render(data: ReportData, title: str = "") -> str:
         glossary=glossary(data),
         caveats=caveats(data),
         baselines=BASELINES,
-        copies=COPIES,
+        copies=UNSAMPLED,
         grids=[_grid(data, pair) for pair in data.pairs],
         compared=[label for label in data.merged if data.difference(label, "harmonic")],
         chart=chart.layout(_marks(data)),
@@ -135,11 +135,11 @@ def _grid(data: ReportData, pair: Pair) -> Grid:
 
 def _marks(data: ReportData) -> list[chart.Mark]:
     marks = []
-    for label in (*data.labels, *COPIES):
+    for label in (*data.labels, *UNSAMPLED):
         content, style = data.score(label, "content"), data.score(label, "style")
         if content is None or style is None:
             continue
-        kind = "baseline" if label in BASELINES else "copy" if label in COPIES else "merged"
+        kind = "baseline" if label in BASELINES else "copy" if label in UNSAMPLED else "merged"
         kind = "best" if label == data.best() else kind
         marks.append(chart.Mark(name_of(label)[0], kind, content, style))
     return marks

@@ -17,7 +17,7 @@ from b4m import verbs
 from b4m.errors import B4MError
 from b4m.evaluation.encoders import ClipEncoder
 from b4m.evaluation.evaluate import evaluate
-from b4m.evaluation.tables import COPY_OF_CONTENT, COPY_OF_STYLE, SCORE_COLUMNS
+from b4m.evaluation.tables import COPY_OF_CONTENT, COPY_OF_STYLE, GROUND_TRUTH, SCORE_COLUMNS
 from b4m.tracking import NullTracker
 from components import evaluate as component
 from tests.evaluation.world import OTHER_PROMPT, PROMPT, prepare, sample
@@ -118,7 +118,7 @@ def test_copies_of_the_references_stand_beside_the_methods(scored: Path) -> None
     ]
     assert len(rows) == 3 * 4 * 2  # training images, pairs, prompts
     names = {row["method"] for row in table(scored / "summary.csv")}
-    assert names == {*LABELS, COPY_OF_CONTENT, COPY_OF_STYLE}
+    assert names == {*LABELS, COPY_OF_CONTENT, COPY_OF_STYLE, GROUND_TRUTH}
 
 
 def test_a_copy_of_a_training_image_is_seen_as_a_copy(scored: Path) -> None:
