@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from b4m.errors import B4MError
-from b4m.verbs.queue import Step, carry_out, times_of
+from b4m.evaluation.times import read_times
+from b4m.verbs.queue import Step, carry_out
 
 COUNT = 12
 
@@ -47,7 +48,7 @@ def test_workers_at_one_folder_share_the_jobs_and_do_each_once(tmp_path: Path) -
         worker.join()
     assert sorted(made(tmp_path)) == sorted(step.key for step in steps(tmp_path, ""))
     assert len({line.split()[1] for line in (tmp_path / "made").read_text().splitlines()}) > 1
-    assert len(times_of(tmp_path)) == 2 * COUNT
+    assert len(read_times(tmp_path)) == 2 * COUNT
 
 
 def test_what_a_killed_process_had_begun_is_done_by_another(tmp_path: Path) -> None:

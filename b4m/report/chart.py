@@ -51,18 +51,30 @@ class Chart:
     """Points of equal harmonic mean of content and style."""
     labels: Sequence[tuple[float, float]]
     """Left end of the base line of each mark's name."""
+    paths: Sequence[Sequence[tuple[float, float]]]
+    """A line through the strengths of each mark; empty where there is one strength."""
+    titles: tuple[str, str]
+    """Words on the axes."""
     width: float = WIDTH
     height: float = HEIGHT
 
 
-def layout(marks: Sequence[Mark]) -> Chart:
+def layout(
+    marks: Sequence[Mark],
+    strengths: Sequence[Sequence[tuple[float, float]]] = (),
+    titles: tuple[str, str] = ("content similarity", "style similarity"),
+) -> Chart:
     """The chart of some marks; up and to the right is better.
 
     Args:
         marks: at least one.
+        strengths: for each mark (content, style) at all of its strengths, which a line joins;
+            without them there are curves of equal harmonic mean.
+        titles: words on the axes.
     """
-    x = _axis([mark.content for mark in marks], LEFT, RIGHT)
-    y = _axis([mark.style for mark in marks], BOTTOM, TOP)
+    lines = [point for line in strengths for point in line]
+    x = _axis([mark.content for mark in marks], LEFT, RIGHT, [content for content, _ in lines])
+    y = _axis([mark.style for mark in marks], BOTTOM, TOP, [style for _, style in lines])
     placed = [(x(mark.content.mean) - 6, y(mark.style.mean) - 6, 12.0, 12.0) for mark in marks]
     placed += [box for mark in marks for box in _crosses(mark, x, y)]
     labels = [(0.0, 0.0)] * len(marks)
@@ -71,11 +83,14 @@ def layout(marks: Sequence[Mark]) -> Chart:
         box = _free_box(mark, x(mark.content.mean), y(mark.style.mean), placed)
         placed.append(box)
         labels[place] = (box[0], box[1] + 12)
-    return Chart(marks, x, y, _curves(x, y), labels)
+    paths = [[(x(content), y(style)) for content, style in line] for line in strengths]
+    return Chart(marks, x, y, [] if strengths else _curves(x, y), labels, paths, titles)
 
 
-def _axis(estimates: Sequence[Estimate], start: float, end: float) -> Axis:
-    values = [one.mean for one in estimates]
+def _axis(
+    estimates: Sequence[Estimate], start: float, end: float, further: Sequence[float] = ()
+) -> Axis:
+    values = [*further, *(one.mean for one in estimates)]
     values += [bound for one in estimates if one.bounded for bound in (one.low, one.high)]
     low, high = min(values), max(values)
     room = max(high - low, 0.05) * 0.12

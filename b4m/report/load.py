@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from b4m.errors import B4MError
+from b4m.evaluation.checks import blind_styles
 from b4m.evaluation.provenance import check_provenance
 from b4m.evaluation.references import Prepared, read_prepared
 from b4m.evaluation.samples import Sample, read_samples
 from b4m.evaluation.statistics import PAIR, Estimate
 from b4m.evaluation.tables import Scores, read_scores
 from b4m.io import read_json
-from b4m.plan import REFERENCE_METHOD
+from b4m.plan import REFERENCE_METHOD, row_and_strength
 from b4m.report.names import BASELINES
 
 Pair = tuple[str, str]
@@ -31,8 +32,13 @@ class ReportData:
 
     @cached_property
     def labels(self) -> list[str]:
-        """Sampled rows: baselines, the direct merge, the others as they came, b4m last."""
-        labels = dict.fromkeys(sample.label for sample in self.samples)
+        """Sampled rows: baselines, the direct merge, the others as they came, b4m last.
+
+        What was drawn at further strengths belongs to the frontier alone.
+        """
+        labels = dict.fromkeys(
+            sample.label for sample in self.samples if not row_and_strength(sample.label)[1]
+        )
         rank = {name: place for place, name in enumerate((*BASELINES, REFERENCE_METHOD))}
         return sorted(labels, key=lambda name: (rank.get(name, len(rank)), name == "b4m"))
 
@@ -52,6 +58,20 @@ class ReportData:
             self.prepared.concept("content", sample.content).name,
             self.prepared.concept("style", sample.style).name,
         )
+
+    @cached_property
+    def blind(self) -> Mapping[tuple[str, str], str]:
+        """Style scores that a copy of the style does not win; see `checks.blind_styles`."""
+        return blind_styles(self.scores.summary, self.labels)
+
+    @property
+    def style_part(self) -> str:
+        """The primary evaluator's style score that a copy of the style wins; style if none is."""
+        _, metric, encoder = self.key("", "style")
+        if (metric, encoder) in self.blind and (f"{metric}_csls", encoder) not in self.blind:
+            csls = any(key[1:] == (f"{metric}_csls", encoder) for key in self.scores.summary)
+            return "style_csls" if csls else "style"
+        return "style"
 
     @property
     def evaluator(self) -> Mapping[str, Any]:

@@ -11,17 +11,23 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from b4m.evaluation.checks import sanity
 from b4m.evaluation.samples import Sample
+from b4m.evaluation.statistics import Estimate
 from b4m.evaluation.tables import PIXELS, UNSAMPLED
+from b4m.evaluation.times import Time
 from b4m.report import chart
-from b4m.report.images import data_uris
+from b4m.report.images import BUDGET, data_uris
 from b4m.report.load import Pair, ReportData
 from b4m.report.names import BASELINES, PARTS, name_of
+from b4m.report.standings import Standing, costs, standings
 from b4m.report.summary import caveats, glossary, headline, words_of
 
 _NEITHER = ("_nearest_training", "_diversity")  # more of it is not better
 _FURTHER = ("_top5", "_csls", *_NEITHER)
 _STYLE_IMAGES = 6
+_WIDE = 6  # pairs, from which on methods are shown whole and pairs are not shown one by one
+_EXTREMES = 8
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,13 @@ class Column:
     """The best mean of the merged rows; NaN where more is not better."""
 
 
-def render(data: ReportData, title: str = "") -> str:
+def render(data: ReportData, title: str = "", times: Sequence[Time] = ()) -> str:
     """The whole page as text.
 
     Args:
         data: what is shown.
         title: heading; made from the content and the style if empty.
+        times: of the comparison's jobs, where they are known.
     """
     environment = Environment(
         loader=PackageLoader("b4m.report"),
@@ -73,7 +80,16 @@ def render(data: ReportData, title: str = "") -> str:
         title=title or _title(data, data.pairs),
         data=data,
         provenance=data.scores.provenance,
-        uris=data_uris(_paths(data)),
+        uris=data_uris(_paths(data), BUDGET if len(data.pairs) <= _WIDE else 2 * BUDGET),
+        wide=len(data.pairs) > _WIDE,
+        firsts={label: _first_images(data, label) for label in data.labels},
+        extremes=_extremes(data) if len(data.pairs) > _WIDE else {},
+        standings=[(one, _frontier(one)) for one in standings(data)],
+        costs=costs(times, data.labels),
+        checks=[
+            (check, _words(data, check.metric, check.encoder))
+            for check in sanity(data.scores.summary, data.labels, BASELINES[0])
+        ],
         parts=PARTS,
         style_images=_STYLE_IMAGES,
         best=data.best(),
@@ -85,7 +101,7 @@ def render(data: ReportData, title: str = "") -> str:
         caveats=caveats(data),
         baselines=BASELINES,
         copies=UNSAMPLED,
-        grids=[_grid(data, pair) for pair in data.pairs],
+        grids=[_grid(data, pair) for pair in data.pairs] if len(data.pairs) <= _WIDE else [],
         compared=[label for label in data.merged if data.difference(label, "harmonic")],
         chart=chart.layout(_marks(data)),
         columns=_columns(data),
@@ -94,7 +110,12 @@ def render(data: ReportData, title: str = "") -> str:
 
 def _paths(data: ReportData) -> list[Path]:
     """Every image of the page."""
-    paths = [sample.path for sample in data.samples]
+    if len(data.pairs) > _WIDE:
+        shown = [one for label in data.labels for one in _first_images(data, label).values()]
+        shown += [one for part in _extremes(data).values() for one, _ in part]
+        paths = [sample.path for sample in shown]
+    else:
+        paths = [one.path for one in data.samples if one.label in data.labels]
     for content, style in data.pairs:
         paths += data.prepared.concept("content", content).trained[:1]
         paths += data.prepared.concept("style", style).trained[:_STYLE_IMAGES]
@@ -111,10 +132,49 @@ def _title(data: ReportData, pairs: Sequence[Pair]) -> str:
     return f"{first[:1].upper()}{first[1:]} in {last}"
 
 
-def _first_images(data: ReportData) -> dict[Pair, Sample]:
-    """The best row's first image of each pair."""
-    samples = [sample for sample in data.samples if sample.label == data.best()]
+def _first_images(data: ReportData, label: str = "") -> dict[Pair, Sample]:
+    """A row's first image of each pair; the best row's if none is named."""
+    label = label or data.best()
+    samples = [sample for sample in data.samples if sample.label == label]
     return {data.pair_of(sample): sample for sample in reversed(samples)}
+
+
+def _extremes(data: ReportData) -> dict[str, list[tuple[Sample, float]]]:
+    """The best row's images that score highest and lowest, with their scores."""
+    _, metric, encoder = data.key("", data.primary_metric)
+    table = data.scores.table
+    own = table[
+        (table["method"] == data.best())
+        & (table["metric"] == metric)
+        & (table["encoder"] == encoder)
+    ]
+    columns = (own["content"], own["style"], own["prompt"], own["seed"], own["value"])
+    scores = {tuple(row[:4]): row[4] for row in zip(*columns, strict=True)}
+    scored = [
+        (sample, float(scores[*data.pair_of(sample), sample.prompt, sample.seed]))
+        for sample in data.samples
+        if sample.label == data.best()
+        and (*data.pair_of(sample), sample.prompt, sample.seed) in scores
+    ]
+    ranked = sorted(scored, key=lambda one: -one[1])
+    return {"Best": ranked[:_EXTREMES], "Worst": ranked[::-1][:_EXTREMES]}
+
+
+def _frontier(standing: Standing) -> chart.Chart:
+    """Every row's curve; the mark stands at its own strength."""
+    marks, lines = [], []
+    for row, curve in standing.curves.items():
+        if row in UNSAMPLED:
+            continue
+        points = {strength: (content, style) for strength, content, style in curve.means}
+        if 0.0 not in points:
+            continue
+        kind = "best" if row == standing.against else "baseline" if row in BASELINES else "merged"
+        sides = (Estimate(value, nan, nan, 0, "none") for value in points[0.0])
+        marks.append(chart.Mark(name_of(row)[0], kind, *sides))
+        lines.append(list(points.values()) if len(points) > 1 else [])
+    scale = "share named right" if standing.axes.share else "base 0, ground truth 1"
+    return chart.layout(marks, lines, (f"content ({scale})", f"style ({scale})"))
 
 
 def _grid(data: ReportData, pair: Pair) -> Grid:
@@ -136,7 +196,7 @@ def _grid(data: ReportData, pair: Pair) -> Grid:
 def _marks(data: ReportData) -> list[chart.Mark]:
     marks = []
     for label in (*data.labels, *UNSAMPLED):
-        content, style = data.score(label, "content"), data.score(label, "style")
+        content, style = data.score(label, "content"), data.score(label, data.style_part)
         if content is None or style is None:
             continue
         kind = "baseline" if label in BASELINES else "copy" if label in UNSAMPLED else "merged"
@@ -147,16 +207,15 @@ def _marks(data: ReportData) -> list[chart.Mark]:
 
 def _columns(data: ReportData) -> dict[str, list[Column]]:
     """The columns of all scores by the heading of their table; the first one has none."""
-    titles = {metric: title for metric, title, _ in glossary(data)}
-    prefixes = {one["id"]: one["metric"] for one in data.scores.provenance["encoders"]}
     primary = data.evaluator["id"]
     keys = dict.fromkeys((encoder, metric) for _, metric, encoder in data.scores.summary)
     tables: dict[str, list[Column]] = {}
     for encoder, metric in sorted(keys, key=lambda key: key[1].endswith(_FURTHER)):
+        if (metric, encoder) in data.blind:
+            continue  # a copy of the style does not win: this is no score of style
         heading = "Copying, diversity and further checks" if metric.endswith(_FURTHER) else ""
         if encoder not in (primary, PIXELS):
             heading = f"Checked by {encoder}"
-        part = metric.removeprefix(f"{prefixes.get(encoder, '')}_")
         means = [
             one.mean
             for label in data.merged
@@ -165,12 +224,20 @@ def _columns(data: ReportData) -> dict[str, list[Column]]:
         column = Column(
             metric,
             encoder,
-            title=titles.get(metric) or titles.get(f"{prefixes[primary]}_{part}", metric),
+            title=_words(data, metric, encoder),
             form=".1f" if metric.startswith("psnr") else ".0%" if "_named" in metric else ".3f",
             top=nan if metric.endswith(_NEITHER) else max(means, default=nan),
         )
         tables.setdefault(heading, []).append(column)
     return dict(sorted(tables.items(), key=lambda table: table[0].startswith("Checked")))
+
+
+def _words(data: ReportData, metric: str, encoder: str) -> str:
+    """The word for a metric, whoever measured it."""
+    titles = {name: title for name, title, _ in glossary(data)}
+    prefixes = {one["id"]: one["metric"] for one in data.scores.provenance["encoders"]}
+    part = metric.removeprefix(f"{prefixes.get(encoder, '')}_")
+    return titles.get(metric) or titles.get(f"{data.evaluator['metric']}_{part}", metric)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

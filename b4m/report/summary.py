@@ -65,7 +65,7 @@ def words_of(data: ReportData, kind: str, name: str) -> str:
 def headline(data: ReportData) -> list[str]:
     """The result in a few sentences."""
     best, part = data.best(), data.primary_metric
-    scores = {name: data.score(best, name) for name in ("content", "style", part)}
+    scores = {name: data.score(best, name) for name in ("content", data.style_part, part)}
     mean = {name: estimate.mean for name, estimate in scores.items() if estimate is not None}
     claim = {
         "truth": "comes closest to the ground truth here",
@@ -73,7 +73,7 @@ def headline(data: ReportData) -> list[str]:
     }[part]
     first = (
         f"{name_of(best)[0]} {claim}: {mean[part]:.2f} out of 1, with content "
-        f"{mean['content']:.2f} and style {mean['style']:.2f}."
+        f"{mean['content']:.2f} and style {mean[data.style_part]:.2f}."
     )
     difference = data.difference(best, part)
     if difference is not None:
@@ -141,6 +141,15 @@ def caveats(data: ReportData) -> list[str]:
             "styles, so they are somewhat too narrow.",
         }.get(unit, "One image per row gives no interval: sample more seeds."),
     ]
+    unseen = {encoder: row for (metric, encoder), row in data.blind.items() if "_style" in metric}
+    if unseen:
+        rows = ", ".join(
+            f"{encoder} ({name_of(row)[0]} is higher)" for encoder, row in unseen.items()
+        )
+        sentences.append(
+            "A copy of the style's own images should have the highest style score. Where it has "
+            f"not, the score is left out: {rows}."
+        )
     if blind:
         sentences.append(
             f"The evaluator does not tell these styles from the others here: {', '.join(blind)}. "

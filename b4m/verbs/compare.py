@@ -35,6 +35,7 @@ from b4m.settings import (
 )
 from b4m.verbs.cost import cost_of
 from b4m.verbs.evaluate import evaluate
+from b4m.verbs.folder import LOCK
 from b4m.verbs.merge import merge
 from b4m.verbs.prepare import prepare
 from b4m.verbs.queue import Step, alone, carry_out
@@ -42,7 +43,6 @@ from b4m.verbs.report import report
 from b4m.verbs.sample import check_seeds, sample, settings_of
 from b4m.verbs.train import train
 
-LOCK = "comparison.json"
 _RECORDED = 50
 """Most merges that are each recorded in MLflow."""
 
@@ -243,10 +243,10 @@ def _run(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -> 
             contents, styles = spec.comparison.contents, spec.comparison.styles
             prepare(spec.source, data, ",".join(contents), ",".join(styles), spec.style_images)
     carry_out(_steps(spec, jobs, settings, out), out)
-    folders = [_images(out, job.key) for job in jobs.samples]
     with alone(out, "scores"):
+        folders = [_images(out, job.key) for job in jobs.samples]
         evaluate(folders, data, out / "scores", spec.evaluator)
-        return report(folders, out / "scores", data, out / "report.html", spec.comparison.title)
+        return report([out])
 
 
 def _steps(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -> list[Step]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
+from b4m.evaluation.times import read_times
 from b4m.plan import Plan
-from b4m.verbs.queue import times_of
 
 # Seconds on one core of a two-core x86 machine with the base of `data/models/mini-sdxl` and its
 # recipe; what was measured in the folder goes before them.
@@ -22,7 +22,7 @@ def cost_of(jobs: Plan, seeds: int, folder: Path) -> str:
         folder: of the comparison; what is done there need not be done again, and how long it took
             tells how long the rest will take.
     """
-    done = {key for key, *_ in times_of(folder)}
+    done = {time.key for time in read_times(folder)}
     lines = [f"{'':<34}{'jobs':>6}{'done':>6}{'minutes left':>14}"]
     total = 0.0
     for what, keys, seconds in _kinds(jobs, seeds, folder):
@@ -41,9 +41,9 @@ def cost_of(jobs: Plan, seeds: int, folder: Path) -> str:
 def _kinds(jobs: Plan, seeds: int, folder: Path) -> Iterator[tuple[str, list[str], float]]:
     """Each kind of job: its name, the keys, seconds of one."""
     measured: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for _, stage, method, seconds in times_of(folder):
-        measured[stage, method].append(seconds)
-        measured[stage, ""].append(seconds)
+    for time in read_times(folder):
+        measured[time.stage, time.method].append(time.seconds)
+        measured[time.stage, ""].append(time.seconds)
     for way in Counter(job.training for job in jobs.trainings):
         keys = [job.key for job in jobs.trainings if job.training == way]
         known = measured.get(("training", way)) or measured.get(("training", "")) or [_TRAINING]

@@ -5,7 +5,6 @@ with the process, however it ends, so whoever is killed is replaced by whoever i
 need what another process is making wait for it.
 """
 
-import csv
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from b4m.errors import B4MError
+from b4m.evaluation.times import Time, note_time
 from b4m.io import claimed
 
-TIMES = "times.csv"
-_COLUMNS = ("key", "stage", "method", "seconds")
 _MOST_FAILURES = 5
 _PAUSE = 2.0
 """Seconds between looks at what other processes are making."""
@@ -69,19 +67,6 @@ def carry_out(steps: Sequence[Step], folder: Path, pause: float = _PAUSE) -> Non
         raise B4MError(_told(failed))
 
 
-def times_of(folder: Path) -> list[tuple[str, str, str, float]]:
-    """Key, stage, method and seconds of every job that was done here; none if there is no record.
-
-    Seconds are of wall time, so they say little where processes shared a core.
-    """
-    file = folder / TIMES
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.reader(stream) if len(row) == len(_COLUMNS)]
-    return [(key, stage, method, float(seconds)) for key, stage, method, seconds in rows]
-
-
 @contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
     """Wait until no other process does this in the folder."""
@@ -115,14 +100,9 @@ def _finished(step: Step, folder: Path, failed: dict[Path, str]) -> bool:
             if len(failed) >= _MOST_FAILURES:
                 raise B4MError(_told(failed)) from error
             return True
-        _note(folder, step, time.monotonic() - start)
+        seconds = round(time.monotonic() - start, 2)
+        note_time(folder, Time(step.key, step.stage, step.method, seconds))
     return True
-
-
-def _note(folder: Path, step: Step, seconds: float) -> None:
-    # one short line in append mode: lines of several processes do not mix
-    with (folder / TIMES).open("a", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerow((step.key, step.stage, step.method, f"{seconds:.2f}"))
 
 
 def _told(failed: dict[Path, str]) -> str:

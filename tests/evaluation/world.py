@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from b4m.data.manifest import ManifestRow, write_manifest
 from b4m.evaluation.samples import COLUMNS
+from b4m.plan import row_and_strength
 
 SIDE = 128
 BODY = {"mushroom": "#d8453b", "house": "#4f86c6", "fish": "#f2a33a"}
@@ -107,14 +108,15 @@ def sample(
 ) -> Path:
     """A folder of samples as a method of this name would draw them."""
     (folder / "images").mkdir(parents=True)
+    row = row_and_strength(label)[0]
     rows = []
     for content, style in pairs:
         for prompt in prompts:
             for seed in seeds:
                 file = f"images/{len(rows):03d}.png"
-                _as_drawn_by(label, content, style, seed).save(folder / file)
+                _as_drawn_by(row, content, style, seed).save(folder / file)
                 rows.append(
-                    (file, label, METHODS[label], content, style, prompt, seed, 25, 3.0)
+                    (file, label, METHODS[row], content, style, prompt, seed, 25, 3.0)
                     + ("mini-sdxl", "ba5e" * 16, "" if label == "base" else "ada9" * 16)
                 )
     with (folder / "samples.csv").open("w", newline="") as stream:

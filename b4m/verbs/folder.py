@@ -1,0 +1,62 @@
+"""A comparison's folder: what it compares, and where things lie in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from b4m.errors import B4MError
+from b4m.io import read_json
+from b4m.plan import Comparison, plan
+
+LOCK = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A comparison that was begun.
+
+    Attributes:
+        path: its folder.
+        spec: all that decides it, as JSON values.
+    """
+
+    path: Path
+    spec: dict[str, Any]
+
+    @property
+    def comparison(self) -> Comparison:
+        """What is compared."""
+        values = self.spec["comparison"]
+        lists: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return Comparison(**lists)
+
+    @property
+    def samples(self) -> list[Path]:
+        """The folders of images that are there, in the plan's order.
+
+        Raises:
+            B4MError: if there are none yet.
+        """
+        jobs = plan(self.comparison).samples
+        found = [self.path / "samples" / job.key for job in jobs]
+        there = [folder for folder in found if folder.exists()]
+        if not there:
+            raise B4MError(f"{self.path} has no images yet; run b4m compare to its end")
+        return there
+
+
+def open_folder(path: Path) -> Folder:
+    """The comparison of a folder.
+
+    Raises:
+        B4MError: if it is no comparison's.
+    """
+    file = path / LOCK
+    if not file.is_file():
+        raise B4MError(
+            f"{path} is no folder of b4m compare; for images alone give --scores, --data and --out"
+        )
+    return Folder(path, read_json(file, "give the folder of a comparison"))
