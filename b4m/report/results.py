@@ -55,10 +55,14 @@ def write_results(
     data = load(samples, scores, prepared)
     found = standings(data)
     record = _record(data, comparison, times, found)
-    write_whole(out / "table.md", markdown(record))
+    groups = _groups(data.labels)
+    sheets = [
+        f"\n## All pairs: {name}\n\n![one line a pair](sheet-{name}.webp)\n" for name in groups
+    ]
+    write_whole(out / "table.md", markdown(record) + "".join(sheets))
     write_whole(out / "run.json", json.dumps(record, indent=1) + "\n")
     write_whole(out / "scores.csv", _by_pair(data.scores.table))
-    for name, labels in _groups(data.labels).items():
+    for name, labels in groups.items():
         with replacing(out / f"sheet-{name}.webp") as partial:
             _sheet(data, labels).save(partial, "WEBP", quality=80, method=6)
     return out
