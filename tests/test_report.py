@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -28,40 +27,7 @@ from b4m.report.page import render
 from b4m.report.summary import caveats, headline
 from tests.evaluation.conftest import tiny_clip  # noqa: F401
 from tests.evaluation.world import METHODS, prepare, sample
-
-VOID = {"meta", "img", "br", "link", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced and collects what a browser would load."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.loaded: list[str] = []
-        self.images: list[str] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag != "script"
-        self.tags.append(tag)
-        values = dict(attrs)
-        self.loaded += [values[name] or "" for name in ("src", "href") if name in values]
-        if tag == "img":
-            assert values["alt"]
-            self.images.append(values["src"] or "")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
+from tests.pages import Page, read
 
 
 def run(root: Path, evaluator: Path | str, contents: list[str], styles: list[str]) -> Path:
@@ -76,14 +42,6 @@ def run(root: Path, evaluator: Path | str, contents: list[str], styles: list[str
 def report(root: Path, out: Path, title: str = "") -> Path:
     folders = [root / "samples" / label for label in METHODS]
     return write_report(folders, root / "scores", root / "data", out, title)
-
-
-def read(file: Path) -> Page:
-    page = Page()
-    page.feed(file.read_text(encoding="utf-8"))
-    page.close()
-    assert page.open == []
-    return page
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from b4m.evaluation.times import Time, note_time
 from b4m.plan import Comparison, plan, row_and_strength
 from b4m.verbs.folder import LOCK
 from b4m.verbs.report import report
-from docs.contest import current, table
+from docs.contest import ROOT, current, table
 from tests.evaluation.world import PROMPT, prepare, sample
-from tests.test_report import read
+from tests.pages import read
 
 COMPARISON = Comparison(
     ("mushroom", "house", "fish"),
@@ -184,9 +184,9 @@ def test_results_of_loose_images_are_refused(tmp_path: Path) -> None:
         report(["a"], "scores", "data", tmp_path / "page.html", results=tmp_path / "results")
 
 
-def test_the_readme_shows_the_newest_results(repo_root: Path) -> None:
-    readme = (repo_root / "README.md").read_text(encoding="utf-8")
-    assert readme == current(readme, repo_root / "docs" / "results")
+def test_the_readme_shows_the_newest_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == current(readme, ROOT / "docs" / "results")
 
 
 def test_newer_results_change_the_readme_between_its_marks_alone(results: Path) -> None:

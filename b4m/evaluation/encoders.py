@@ -11,17 +11,16 @@ Shape legend: N images, M texts, D feature dimensions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 
 from b4m import torchvision_guard
 from b4m.errors import B4MError
-from b4m.evaluation.features import Features, encode
+from b4m.evaluation.features import encode
 from b4m.evaluation.hub import CSD, CsdEncoder, HubEncoder, is_hub_name
+from b4m.evaluation.kinds import Encoder, Features, Names
 from b4m.evaluation.packaged import EfficientNetLite0, HedStyle, MagentaStyle
 from b4m.extras import needs
 from b4m.io import read_json, sha256
@@ -34,44 +33,6 @@ INDEPENDENT: Mapping[str, "Callable[[str], Encoder]"] = {
 """Encoders whose weights come inside a package, by name."""
 
 torchvision_guard.install()  # before open_clip is imported
-
-
-class Encoder(Protocol):
-    """What turns images into unit vectors."""
-
-    id: str
-    """Name in scores.csv: no path, so that it is the same on every machine."""
-    metric: str
-    """First part of the metric names: "clip_i" for CLIP models, the own name for all others."""
-    weights_hash: str
-    """sha256 of the weight file."""
-    preprocessing: str
-    """What happens to an image before the network, in words."""
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Features:
-        """Unit features (N, D), float32, of RGB images of any size."""
-        ...
-
-
-@runtime_checkable
-class TextEncoder(Protocol):
-    """An encoder that puts texts into the same space as images."""
-
-    names: Mapping[str, "Names"]
-    """What it calls the concepts it was taught, by kind; empty for a model of the open world."""
-
-    def encode_texts(self, texts: Sequence[str]) -> Features:
-        """Unit features (M, D), float32. A text that does not fit is refused, never cut."""
-        ...
-
-
-@dataclass(frozen=True)
-class Names:
-    """What an encoder calls things, and the sentence around it: "a drawing in {} style"."""
-
-    template: str
-    words: Mapping[str, str]
-    """Words by concept: {"openmoji": "outlined comic"}."""
 
 
 def open_encoder(name: str, device: str = "auto") -> Encoder:

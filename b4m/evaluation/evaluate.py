@@ -16,8 +16,8 @@ from PIL import Image
 from b4m.data.images import load_image
 from b4m.errors import B4MError
 from b4m.evaluation import metrics
-from b4m.evaluation.encoders import Encoder, Names, TextEncoder, open_encoder
-from b4m.evaluation.features import Features
+from b4m.evaluation.encoders import open_encoder
+from b4m.evaluation.kinds import Encoder, Features, Names, TextEncoder
 from b4m.evaluation.provenance import concepts_of, plain_prompts, provenance
 from b4m.evaluation.references import Prepared, read_prepared
 from b4m.evaluation.samples import Sample, read_samples
@@ -65,7 +65,7 @@ def evaluate(
     """
     sampled = read_samples([Path(folder) for folder in samples])
     prepared = read_prepared(Path(data))
-    encoders = _open(evaluator, device)
+    encoders = open_encoders(evaluator, device)
     images = _images(sampled, prepared)
     encoded = _encode(images, prepared, encoders)
     parts = [
@@ -80,7 +80,12 @@ def evaluate(
     return write_scores(Path(out), table, label, record)
 
 
-def _open(evaluator: str, device: str) -> list[Encoder]:
+def open_encoders(evaluator: str, device: str) -> list[Encoder]:
+    """The encoders of a list with commas, the primary one first.
+
+    Raises:
+        B4MError: for one that cannot be loaded, none at all, or two of the same name.
+    """
     names = [name.strip() for name in evaluator.split(",") if name.strip()]
     if not names:
         raise B4MError("no evaluator was named")

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from b4m.errors import B4MError
+from b4m.evaluation.kinds import Features
 
-Features = NDArray[np.float32]
 _BATCH = 64
 
 

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from b4m.errors import B4MError
-from b4m.evaluation.features import Features, encode
+from b4m.evaluation.features import encode
+from b4m.evaluation.kinds import Features
 from b4m.extras import needs
 from b4m.io import read_json, sha256
 

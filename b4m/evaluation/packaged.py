@@ -16,7 +16,8 @@ from PIL import Image
 from torch.nn.functional import conv2d
 
 from b4m.errors import B4MError
-from b4m.evaluation.features import Features, encode, square
+from b4m.evaluation.features import encode, square
+from b4m.evaluation.kinds import Features
 from b4m.extras import needs
 from b4m.io import sha256
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from b4m import __version__
 from b4m.data.dvc import data_md5
 from b4m.errors import B4MError
-from b4m.evaluation.encoders import Encoder, TextEncoder
+from b4m.evaluation.kinds import Encoder, TextEncoder
 from b4m.evaluation.references import Concept, Prepared, plain_prompt
 from b4m.evaluation.samples import Sample
 from b4m.evaluation.statistics import CONFIDENCE, PAIR, RESAMPLES

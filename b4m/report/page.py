@@ -27,7 +27,7 @@ _NEITHER = ("_nearest_training", "_diversity")  # more of it is not better
 _FURTHER = ("_top5", "_csls", *_NEITHER)
 _STYLE_IMAGES = 6
 _WIDE = 6  # pairs, from which on methods are shown whole and pairs are not shown one by one
-_EXTREMES = 8
+_EXTREMES = 7
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from functools import cached_property
 from statistics import mean
 
 from b4m.evaluation.frontier import Axes, Curve, curves, difference
+from b4m.evaluation.kinds import STYLE_ONLY
 from b4m.evaluation.statistics import Estimate
 from b4m.evaluation.times import Time
 from b4m.methods import METHODS
@@ -131,12 +132,12 @@ def _axes(data: ReportData) -> Iterator[Axes]:
         yield Axes(f"named right by {first}", both, "content_named", "style_named", share=True)
     if styles[first]:
         yield Axes(f"likeness by {first}", (first, first), f"{prefix}_content", styles[first])
-    others = [own for own, _ in encoders[1:] if styles[own]]
-    content = next(((own, metric) for own, metric in encoders[1:] if own not in others), None)
-    for own in others:
-        by, metric = content or (own, dict(encoders)[own])
-        who = own if by == own else f"{by} (content) and {own} (style)"
-        yield Axes(f"likeness by {who}", (by, own), f"{metric}_content", styles[own])
+    sees = [(own, metric) for own, metric in encoders if metric not in STYLE_ONLY]
+    for own, metric in encoders[1:]:
+        if styles[own]:
+            by, content = (sees[1:] or sees or [(own, metric)])[0]
+            who = own if by == own else f"{by} (content) and {own} (style)"
+            yield Axes(f"likeness by {who}", (by, own), f"{content}_content", styles[own])
 
 
 def _claims(rows: Sequence[str]) -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from b4m import __version__
 from b4m.data.names import canonical
 from b4m.errors import B4MError
 from b4m.io import check_output, read_json, write_whole
@@ -34,14 +35,15 @@ from b4m.settings import (
     shared,
 )
 from b4m.verbs.cost import cost_of
-from b4m.verbs.evaluate import evaluate
-from b4m.verbs.folder import LOCK
+from b4m.verbs.evaluate import check_evaluators, evaluate
+from b4m.verbs.folder import LOCK, open_folder
 from b4m.verbs.merge import merge
 from b4m.verbs.prepare import prepare
-from b4m.verbs.queue import Step, alone, carry_out
+from b4m.verbs.queue import Step, alone, carry_out, in_order
 from b4m.verbs.report import report
 from b4m.verbs.sample import check_seeds, sample, settings_of
 from b4m.verbs.train import train
+from b4m.version import git_commit
 
 _RECORDED = 50
 """Most merges that are each recorded in MLflow."""
@@ -113,6 +115,7 @@ def compare(
     strength: Sequence[float] = (),
     preset: str = "",
     dry_run: bool = False,
+    partial: bool = False,
 ) -> Path:
     """Compare methods on every pair of some contents and styles, in one report.
 
@@ -139,6 +142,7 @@ def compare(
         strength: draw every method also this much nearer to the style (0.4) or content (-0.4)
         preset: a comparison with a name, contest, tuning or ablations; arguments go before it
         dry_run: only say how many jobs there are and how long they take
+        partial: make nothing more, only score and report the pairs that are complete
 
     Returns:
         Path of the report; of the folder where nothing was to be done but to say so.
@@ -179,12 +183,15 @@ def compare(
     if dry_run:
         print(cost_of(jobs, len(spec.seeds), folder))
         return folder
+    check_evaluators(spec.evaluator)
     with (
         open_tracker(f"compare/{folder.name}", "compare", settings=asdict(spec)) as tracker,
         children_of(tracker.run_id),
     ):
         _write_lock(spec, folder)
-        return _run(spec, jobs, settings, folder)
+        if not partial:
+            _make(spec, jobs, settings, folder)
+        return _show(spec, folder)
 
 
 def job_settings(
@@ -235,18 +242,46 @@ def _write_lock(spec: ComparisonSpec, out: Path) -> None:
     write_whole(file, json.dumps(values, indent=1) + "\n")
 
 
-def _run(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -> Path:
-    """Do what is missing and return the report's path."""
+def _make(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -> None:
+    """Do what is missing."""
     data = out / "data"
     with alone(out, "data"):
         if not data.exists():
             contents, styles = spec.comparison.contents, spec.comparison.styles
             prepare(spec.source, data, ",".join(contents), ",".join(styles), spec.style_images)
-    carry_out(_steps(spec, jobs, settings, out), out)
+    carry_out(in_order(_steps(spec, jobs, settings, out), _last(jobs, out)), out)
+
+
+def _last(jobs: Plan, out: Path) -> list[Path]:
+    """The images in such an order that the first pairs are soon complete, and of many concepts."""
+    pairs = list(dict.fromkeys((job.content, job.style) for job in jobs.samples))
+    contents, styles = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
+
+    def turn(job: SampleJob) -> tuple[int, int]:
+        content = contents.index(job.content)
+        return (styles.index(job.style) - content) % len(styles), content
+
+    return [_images(out, job.key) for job in sorted(jobs.samples, key=turn)]
+
+
+def _show(spec: ComparisonSpec, out: Path) -> Path:
+    """Score the complete pairs and return the report's path."""
     with alone(out, "scores"):
-        folders = [_images(out, job.key) for job in jobs.samples]
-        evaluate(folders, data, out / "scores", spec.evaluator)
+        folders = open_folder(out).samples
+        if not _scored(folders, out / "scores"):
+            evaluate(folders, out / "data", out / "scores", spec.evaluator)
         return report([out])
+
+
+def _scored(folders: Sequence[Path], scores: Path) -> bool:
+    """Whether this code has scored these images already."""
+    file = scores / "provenance.json"
+    if not file.is_file():
+        return False
+    made = max((folder / "samples.csv").stat().st_mtime for folder in folders)
+    about = read_json(file, "give another folder")
+    known = about.get("b4m_version"), about.get("git_commit")
+    return made <= file.stat().st_mtime and known == (__version__, git_commit())
 
 
 def _steps(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -> list[Step]:

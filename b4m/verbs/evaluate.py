@@ -41,3 +41,14 @@ def evaluate(
         run.metrics({f"eval/{name}": mean for name, mean in mean_scores(written).items()})
         run.files(sorted(written.iterdir()), "scores")
     return written
+
+
+def check_evaluators(evaluator: str) -> None:
+    """Load each evaluator, so that one that is missing is told before the work that it scores.
+
+    Raises:
+        B4MError: for one that cannot be loaded.
+    """
+    with needs("evaluate", "evaluate"):
+        from b4m.evaluation.evaluate import open_encoders
+    open_encoders(evaluator, "cpu")

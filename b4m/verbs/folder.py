@@ -35,16 +35,17 @@ class Folder:
 
     @property
     def samples(self) -> list[Path]:
-        """The folders of images that are there, in the plan's order.
+        """The folders of images of all complete pairs, in the plan's order.
 
         Raises:
-            B4MError: if there are none yet.
+            B4MError: if no pair is complete.
         """
         jobs = plan(self.comparison).samples
-        found = [self.path / "samples" / job.key for job in jobs]
-        there = [folder for folder in found if folder.exists()]
+        folders = {job: self.path / "samples" / job.key for job in jobs}
+        missing = {(job.content, job.style) for job in jobs if not folders[job].exists()}
+        there = [folders[job] for job in jobs if (job.content, job.style) not in missing]
         if not there:
-            raise B4MError(f"{self.path} has no images yet; run b4m compare to its end")
+            raise B4MError(f"{self.path} has no pair with all its images; run b4m compare further")
         return there
 
 

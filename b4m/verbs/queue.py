@@ -67,6 +67,23 @@ def carry_out(steps: Sequence[Step], folder: Path, pause: float = _PAUSE) -> Non
         raise B4MError(_told(failed))
 
 
+def in_order(steps: Sequence[Step], wanted: Sequence[Path]) -> list[Step]:
+    """Steps so that the results that are wanted first are made first, each after what it needs."""
+    makers = {step.result: step for step in steps}
+    ordered: dict[Path, Step] = {}
+
+    def visit(result: Path) -> None:
+        step = makers.get(result)
+        if step is not None and result not in ordered:
+            for need in step.needs:
+                visit(need)
+            ordered[result] = step
+
+    for result in wanted:
+        visit(result)
+    return [*ordered.values(), *(step for step in steps if step.result not in ordered)]
+
+
 @contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
     """Wait until no other process does this in the folder."""

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from b4m.errors import B4MError
-from b4m.evaluation.encoders import INDEPENDENT, TextEncoder, open_encoder
+from b4m.evaluation.encoders import INDEPENDENT, open_encoder
 from b4m.evaluation.features import square
+from b4m.evaluation.kinds import TextEncoder
 from tests.evaluation.conftest import CONFIG
 from tests.evaluation.world import BODY, draw
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from b4m.errors import B4MError
-from b4m.evaluation.encoders import TextEncoder, open_encoder
+from b4m.evaluation.encoders import open_encoder
+from b4m.evaluation.kinds import TextEncoder
 from b4m.evaluation.packaged import gram
 from tests.evaluation.conftest import CONFIG
 from tests.evaluation.world import draw
