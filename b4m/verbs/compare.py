@@ -24,6 +24,7 @@ from b4m.errors import B4MError
 from b4m.io import check_output, read_json, write_whole
 from b4m.methods import merge_rule, training
 from b4m.plan import Comparison, MergeJob, Plan, SampleJob, TrainJob, plan
+from b4m.presets import Preset
 from b4m.presets import preset as preset_of
 from b4m.settings import (
     DEFAULT_BASE,
@@ -45,6 +46,7 @@ from b4m.verbs.sample import check_seeds, sample, settings_of
 from b4m.verbs.train import train
 from b4m.version import git_commit
 
+_NONE = Preset((), (), ("b4m", "direct"), (0, 1), evaluator=DEFAULT_EVALUATOR, source="")
 _RECORDED = 50
 """Most merges that are each recorded in MLflow."""
 
@@ -152,30 +154,29 @@ def compare(
     """
     from b4m.tracking import children_of, open_tracker
 
-    known = preset_of(preset) if preset else None
+    known = preset_of(preset) if preset else _NONE
     folder = Path(out or (f"runs/{preset}" if preset else ""))
     if folder == Path():
         raise B4MError("there is no place for the results; give a folder with --out")
-    given = tuple(seed) or (known.seeds if known else (0, 1))
-    check_seeds(given)
-    check_output(folder / LOCK)
     spec = ComparisonSpec(
-        source=str(source) or (known.source if known else ""),
+        source=str(source) or known.source,
         comparison=Comparison(
-            tuple(map(canonical, content)) or (known.contents if known else ()),
-            tuple(map(canonical, style)) or (known.styles if known else ()),
-            tuple(method) or (known.methods if known else ("b4m", "direct")),
+            tuple(map(canonical, content)) or known.contents,
+            tuple(map(canonical, style)) or known.styles,
+            tuple(method) or known.methods,
             pairing,
-            tuple(strength) or (known.strengths if known else ()),
+            tuple(strength) or known.strengths,
         ),
-        seeds=given,
+        seeds=tuple(seed) or known.seeds,
         style_images=style_images,
         base=base,
-        evaluator=evaluator or (known.evaluator if known else DEFAULT_EVALUATOR),
-        train=parse_pairs([*(known.train if known else ()), *train_with]),
-        merge=parse_pairs([*(known.merge if known else ()), *merge_with]),
-        sample=parse_pairs([*(known.sample if known else ()), *sample_with]),
+        evaluator=evaluator or known.evaluator,
+        train=parse_pairs([*known.train, *train_with]),
+        merge=parse_pairs([*known.merge, *merge_with]),
+        sample=parse_pairs([*known.sample, *sample_with]),
     )
+    check_seeds(spec.seeds)
+    check_output(folder / LOCK)
     if not spec.source:
         raise B4MError("there are no images to compare with; name their folder")
     jobs = plan(spec.comparison)
