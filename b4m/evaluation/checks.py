@@ -63,7 +63,7 @@ def sanity(summary: Estimates, rows: Sequence[str], base: str) -> list[Check]:
             holds = summary[GROUND_TRUTH, metric, encoder].mean >= mean
             claim = "the ground truth is highest"
             checks.append(Check(metric, encoder, claim, holds, "" if holds else best))
-        if metric.endswith(("_truth", "content_named")):
+        if metric.endswith(("_truth", "content_named")) and (base, metric, encoder) in summary:
             worst, mean = _extreme(summary, rows, metric, encoder, highest=False)
             holds = summary[base, metric, encoder].mean <= mean
             claim = "the base is lowest"

@@ -127,3 +127,10 @@ def test_a_base_above_a_method_and_a_method_above_the_truth_are_told() -> None:
         ("style_named", "the ground truth is highest"): "b4m",
         ("clip_i_truth", "the base is lowest"): "b4m",
     }
+
+
+def test_without_a_base_only_the_ground_truth_is_expected_somewhere() -> None:
+    summary = means(content_named={"b4m": 0.9, GROUND_TRUTH: 1.0}, clip_i_truth={"b4m": 0.6})
+    assert [check.claim for check in sanity(summary, ["b4m"], "base")] == [
+        "the ground truth is highest"
+    ]
