@@ -1,8 +1,8 @@
 """What all settings have in common, and how they are read.
 
-A method's module owns the model of what it reads (`b4m.methods`); this module holds the parts that
-several share. Defaults are the papers' for SDXL. A base may bring values that suit it better
-(`Base.recipe`), and an explicit value goes before both.
+A method's module owns the model of what it reads (`b4m.methods`), `b4m.training.settings` what all
+trainings read; this module holds the parts that several share. Defaults are the papers' for SDXL. A
+base may bring values that suit it better (`Base.recipe`), and an explicit value goes before both.
 
 A value may be meant for one method or kind alone, "b4m.steps" or "style.text_lr", or for all that
 have the setting, "steps".
@@ -67,36 +67,6 @@ class Restyling(Settings):
         "described", description="how their captions name the look"
     )
     restyle_copies: int = Field(24, ge=1, description="restyled copies of each content image")
-
-
-class TrainSettings(Restyling, Execution):
-    """How one adapter is trained (B4M's released scripts: rank 64, 1e-4, 1000 steps)."""
-
-    rank: int = Field(64, ge=1, description="rank of the adapter")
-    steps: int = Field(1000, ge=1, description="optimizer steps")
-    batch_size: int = Field(1, ge=1, description="images in one forward")
-    accumulation: int = Field(4, ge=1, description="forwards per optimizer step")
-    lr: float = Field(1e-4, gt=0, description="learning rate")
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
-    schedule: Literal["constant", "cosine", "linear"] = Field(
-        "constant", description="course of the learning rate after the warm-up"
-    )
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="decay of the averaged weights that are the result; 0 is off"
-    )
-    blocks: str = Field("", description="only linears whose name has one of these, by commas")
-    min_snr_gamma: float = Field(
-        0.0, ge=0, description="min-SNR loss weight (arXiv 2303.09556); 0 is off"
-    )
-    flip: bool = Field(False, description="mirror half of the images")
-    text_lr: float = Field(
-        0.0, ge=0, description="learning rate of text-encoder layers; 0 trains none"
-    )
-    text_rank: int = Field(0, ge=0, description="their rank; 0 is that of the other layers")
-    sample_every: int = Field(0, ge=0, description="steps between sample images; 0 is off")
-    seed: int = Field(0, ge=0, description="seed of noise, order and initial values")
 
 
 def _weight_texts(value: object) -> tuple[str, ...]:
@@ -260,6 +230,8 @@ def _few(names: Iterable[str]) -> str:
 def _sentence(error: ValidationError) -> str:
     """The first problem in plain English."""
     first = error.errors()[0]
+    if not first["loc"]:  # of several settings together; its model has the sentence
+        return str(first["ctx"]["error"])
     name, value = ".".join(map(str, first["loc"])), first["input"]
     context: Mapping[str, Any] = first.get("ctx", {})
     demand = {

@@ -9,7 +9,7 @@ from b4m.data.manifest import read_manifest
 from b4m.merging.context import MergeContext
 from b4m.methods import merge_rule, training
 from b4m.settings import resolve
-from b4m.training.loop import NullTracker, Tracker
+from b4m.training.report import NullTracker, Tracker
 from b4m.training.run import Run
 
 

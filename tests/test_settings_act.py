@@ -26,9 +26,19 @@ from b4m.verbs.workspace import load
 from tests import runs
 from tests.methods.draws import adapters_of
 
-EXECUTION = {"precision", "gradient_checkpointing", "checkpoint_every", "sample_every"}
+EXECUTION = {
+    *("precision", "gradient_checkpointing", "checkpoint_every", "sample_every"),
+    *("sample_prompts", "sample_seeds"),
+}
 """How a training or a learned merge is carried out. The rules do not see the precision: the verbs
 load the base in it."""
+ELSEWHERE = {
+    *("keep", "patience", "validate_every", "validate_draws"),  # training/test_judging
+    *("masked", "unmasked_weight", "shuffle_tags", "keep_tags"),  # training/test_shown
+    *("prior_weight", "prior_images", "prior_folder"),  # training/test_shown
+    *("buckets", "bucket_step"),  # training/test_buckets
+}
+"""What acts under conditions of its own, shown in tests of its own."""
 
 MERGES = names("file")
 SAMPLERS = [SUM, *names("images")]
@@ -50,25 +60,37 @@ OTHER: dict[str, object] = {
     "basis_seed": 1,
     "batch_size": 1,
     "beta": 100.0,
+    "block_alphas": "attn2=1",
+    "block_ranks": "attn2=1",
     "blocks": "attn2",
+    "caption_dropout": 0.9,
     "clip": 1e-4,
     "cycle": 1.0,
     "damping": 1.0,
+    "debiased": True,
     "density": 0.3,
     "ema_decay": 0.9,
+    "error_of": "x0",
     "flip": True,
     "guidance": 2.0,
+    "huber_delta": 1.0,
     "init": "lstsq",
+    "loss": "huber",
     "lr": 2e-2,
+    "lr_end": 0.5,
     "lr_other": 1e-3,
     "min_snr_gamma": 5.0,
     "mu": 2.0,
     "negative": "a red car",
+    "noise_offset": 0.5,
+    "optimizer": "lion",
     "pattern": "s*",
     "preconditioner": "plain",
     "prior": 1.0,
     "projection": "hard",
     "rank": 1,
+    "rank_dropout": 0.5,
+    "restarts": 1,
     "restyle": 0.5,
     "restyle_copies": 2,
     "restyle_words": "nonsense",
@@ -81,24 +103,39 @@ OTHER: dict[str, object] = {
     "space": "factors",
     "split": 0.25,
     "steps": 2,
+    "t_density": "low-noise",
+    "t_max": 0.5,
+    "t_min": 0.5,
+    "text_encoders": "second",
     "text_lr": 1e-2,
+    "text_lr_2": 1e-3,
     "text_rank": 1,
+    "text_rank_2": 1,
+    "text_stop": 0.5,
+    "up_lr_ratio": 4.0,
     "warmup": 2,
     "weight_decay": 0.9,
     "weights": (1.0, 0.5),
 }
 """Another value of each field than the ones above and the defaults."""
 NEEDS: dict[str, dict[str, object]] = {
+    "huber_delta": {"loss": "huber"},
+    "lr_end": {"schedule": "linear"},
+    "restarts": {"schedule": "linear"},
     "restyle_copies": {"restyle": 0.9},
     "restyle_words": {"restyle": 0.9},
+    "text_encoders": {"text_lr": 1e-2},
+    "text_lr_2": {"text_lr": 1e-2},
     "text_rank": {"text_lr": 1e-2},
+    "text_rank_2": {"text_lr": 1e-2},
+    "text_stop": {"text_lr": 1e-2},
     "score": {"beta": 0.9},
 }
 """What must be set for a field to act at all."""
 
 
 def acting(fields: dict[str, object]) -> list[str]:
-    return [name for name in fields if name not in EXECUTION]
+    return [name for name in fields if name not in EXECUTION | ELSEWHERE]
 
 
 def table(methods: list[str], model: Callable[[str], type[Settings]]) -> list[tuple[str, str]]:
@@ -138,7 +175,15 @@ def trained(base: Base, prepared: Path, work: Path) -> Trained:
     return train
 
 
-@pytest.mark.parametrize(("way", "field"), table(list(TRAININGS), lambda w: training(w).settings))
+def trainings() -> list[tuple[str, str]]:
+    """What B-LoRA and joint training read is read by the code that plain LoRA shares with them."""
+    every = table(list(TRAININGS), lambda way: training(way).settings)
+    assert {f for way, f in every if way != "b4m"} == {f for way, f in every if way == "lora"}
+    shared = {"rank", "lr", "seed", "blocks"}
+    return [(way, field) for way, field in every if way in ("lora", "b4m") or field in shared]
+
+
+@pytest.mark.parametrize(("way", "field"), trainings())
 def test_a_setting_of_training_changes_the_adapter(trained: Trained, way: str, field: str) -> None:
     needed = NEEDS.get(field, {})
     assert not same(trained(way, **needed), trained(way, **{**needed, field: OTHER[field]}))

@@ -27,6 +27,7 @@ which is 4.6^2 for a 1280-wide layer at rank 64. A smaller scale starts closer t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,9 @@ class LowRankDelta(nn.Module):
     Args:
         up_OR: start of up; becomes the parameter `up_learnable`.
         down_RI: start of down; becomes the parameter `down_learnable`.
-        gain: alpha / rank, folded into up by `lowrank`.
+        scaling: alpha / rank, folded into up by `lowrank`.
+
+    `kept_R`, if it is set, weighs the ranks in a forward and in nothing else (`RankDropout`).
     """
 
     def __init__(self, up_OR: Tensor, down_RI: Tensor, scaling: float = 1.0) -> None:
@@ -52,6 +55,7 @@ class LowRankDelta(nn.Module):
         self.up_learnable = nn.Parameter(up_OR.detach().clone())
         self.down_learnable = nn.Parameter(down_RI.detach().clone())
         self.scaling = scaling
+        self.kept_R: Tensor | None = None
 
     @property
     def up(self) -> Tensor:
@@ -80,6 +84,8 @@ class LowRankDelta(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.linear(x, self.down.to(x.dtype))
+        if self.kept_R is not None:
+            hidden = hidden * self.kept_R.to(x.dtype)
         y = nn.functional.linear(hidden, self.up.to(x.dtype))
         return y if self.scaling == 1.0 else self.scaling * y
 
@@ -87,6 +93,30 @@ class LowRankDelta(nn.Module):
         """A detached copy of the factors, with the gain folded into up."""
         up_OR, down_RI = self.up.detach().clone(), self.down.detach().clone()
         return LowRank(up_OR if self.scaling == 1.0 else up_OR * self.scaling, down_RI)
+
+
+class RankDropout:
+    """Leave out ranks of every layer at random, and weigh the others so that the mean stays.
+
+    Args:
+        deltas: the layers.
+        share: of the ranks that a forward leaves out, in [0, 1).
+    """
+
+    def __init__(self, deltas: Iterable[LowRankDelta], share: float) -> None:
+        self._deltas, self._share = list(deltas), share
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw which ranks the next forward has, layer by layer."""
+        if self._share:
+            for delta in self._deltas:
+                kept_R = (torch.rand(delta.rank, generator=generator) >= self._share).float()
+                delta.kept_R = (kept_R / (1 - self._share)).to(delta.down_learnable.device)
+
+    def rest(self) -> None:
+        """Let all ranks take part again."""
+        for delta in self._deltas:
+            delta.kept_R = None
 
 
 class LoRADelta(LowRankDelta):

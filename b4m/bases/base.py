@@ -37,6 +37,20 @@ class Conditioning:
         index: Any = list(rows) if not isinstance(rows, slice | Tensor) else rows
         return Conditioning({name: value[index] for name, value in self.tensors.items()})
 
+    def where(self, kept_B: Tensor, other: Conditioning) -> Conditioning:
+        """The conditioning with rows of another, or its only row, where `kept_B` is False.
+
+        What the other has nothing of, stays.
+        """
+
+        def mixed(name: str, value: Tensor) -> Tensor:
+            if name not in other.tensors:
+                return value
+            keep = kept_B.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
+            return torch.where(keep, value, other.tensors[name].to(value))
+
+        return Conditioning({name: mixed(name, value) for name, value in self.tensors.items()})
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
         """Move, and cast if a dtype is given."""
         return Conditioning(
@@ -48,6 +62,21 @@ class Conditioning:
         """Put the prompts of all parts into one batch, in order."""
         names = parts[0].tensors
         return cls({name: torch.cat([part.tensors[name] for part in parts]) for name in names})
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Which part of an image is seen, in pixels.
+
+    Attributes:
+        original: width and height before any scaling.
+        corner: left and top of the part, in the scaled image.
+        size: width and height of the part.
+    """
+
+    original: tuple[int, int]
+    corner: tuple[int, int]
+    size: tuple[int, int]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -119,6 +148,15 @@ class Base(ABC):
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of B prompts, with gradients unless they are turned off."""
+
+    @torch.no_grad()
+    def unconditional(self, count: int) -> Conditioning:
+        """What stands for "no prompt" in guidance, several times: the empty text."""
+        return self.encode_prompts([""])[[0] * count]
+
+    def framed(self, text: Conditioning, frames: Sequence[Frame]) -> Conditioning:
+        """The conditioning with what the base is told of sizes and crops; most are told nothing."""
+        return text
 
     @abstractmethod
     def encode_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+_LEAST = 1e-4  # abar that a division takes for smaller ones; SDXL's smallest is 4.7e-3
+
 
 class Noising(Protocol):
     """A forward process on latents."""
@@ -52,8 +54,32 @@ class Noising(Protocol):
         """The factor on the noise in x_t, (B, 1, 1, 1)."""
         ...
 
+    def share(self, t_B: Tensor) -> Tensor:
+        """Times as shares (B,) of their range, 0 being no noise."""
+        ...
+
+    def times_at(self, share_B: Tensor) -> Tensor:
+        """The times (B,) at shares in [0, 1) of their range, on the shares' device."""
+        ...
+
+    def error_factor(self, of: str, t_B: Tensor) -> Tensor:
+        """Squared error of what an output implies by that of the output, (B, 1, 1, 1).
+
+        Args:
+            of: "noise", "velocity" or "x0".
+            t_B: times.
+        """
+        ...
+
     def min_snr_weight(self, t_B: Tensor, gamma: float) -> Tensor:
         """Loss weight (B,) of Hang et al. 2023 (2303.09556) for the squared error of the output."""
+        ...
+
+    def debiased_weight(self, t_B: Tensor) -> Tensor:
+        """Loss weight (B,) of Yu et al. 2023 (2310.08442) for the squared error of the output.
+
+        It is 1 / sqrt(SNR) for the squared error of the noise.
+        """
         ...
 
 
@@ -102,6 +128,21 @@ class Diffusion:
         """sqrt(1 - abar)."""
         return (1.0 - self.abar_T[t_B.to(self.abar_T.device)]).sqrt().reshape(-1, 1, 1, 1)
 
+    def share(self, t_B: Tensor) -> Tensor:
+        """T / T."""
+        return t_B / len(self.abar_T)
+
+    def times_at(self, share_B: Tensor) -> Tensor:
+        """floor(share T)."""
+        steps = len(self.abar_T)
+        return (share_B * steps).long().clamp(max=steps - 1)
+
+    def error_factor(self, of: str, t_B: Tensor) -> Tensor:
+        """1, 1 / abar and (1 - abar) / abar for epsilon; abar, 1 and 1 - abar for v."""
+        abar_B111 = self.abar_T[t_B.to(self.abar_T.device)].reshape(-1, 1, 1, 1)
+        factor = {"noise": abar_B111, "velocity": torch.ones_like(abar_B111), "x0": 1 - abar_B111}
+        return factor[of] / abar_B111.clamp_min(_LEAST) if self._states_noise else factor[of]
+
     def min_snr_weight(self, t_B: Tensor, gamma: float) -> Tensor:
         """min(SNR, gamma) / SNR for epsilon and min(SNR, gamma) / (SNR + 1) for v.
 
@@ -113,6 +154,16 @@ class Diffusion:
         if self.prediction_type == "epsilon":
             return torch.where(abar_B > 0, clipped_B / abar_B.clamp_min(1e-12), 1.0)
         return clipped_B
+
+    def debiased_weight(self, t_B: Tensor) -> Tensor:
+        """sqrt((1 - abar) / abar) for epsilon and sqrt(abar (1 - abar)) for v."""
+        abar_B = self.abar_T[t_B.to(self.abar_T.device)]
+        weight_B = (abar_B * (1 - abar_B)).sqrt()
+        return weight_B / abar_B.clamp_min(_LEAST) if self._states_noise else weight_B
+
+    @property
+    def _states_noise(self) -> bool:
+        return self.prediction_type == "epsilon"
 
     def _coefficients(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return sqrt(abar) and sqrt(1 - abar) at t, shaped to multiply a batch of latents."""
@@ -158,6 +209,20 @@ class FlowMatching:
         """The time itself."""
         return t_B.float().reshape(-1, 1, 1, 1)
 
+    def share(self, t_B: Tensor) -> Tensor:
+        """The time itself."""
+        return t_B
+
+    def times_at(self, share_B: Tensor) -> Tensor:
+        """The shares themselves."""
+        return share_B
+
+    def error_factor(self, of: str, t_B: Tensor) -> Tensor:
+        """(1 - t)^2 for the noise, 1 for the velocity and t^2 for x_0."""
+        t_B111 = self.noise_scale(t_B)
+        factor = {"noise": 1 - t_B111, "velocity": torch.ones_like(t_B111), "x0": t_B111}
+        return factor[of].square()
+
     def min_snr_weight(self, t_B: Tensor, gamma: float) -> Tensor:
         """min((1 - t)^2, gamma t^2).
 
@@ -166,6 +231,10 @@ class FlowMatching:
         """
         t_B = t_B.float()
         return torch.minimum((1 - t_B).square(), gamma * t_B.square())
+
+    def debiased_weight(self, t_B: Tensor) -> Tensor:
+        """T (1 - t)."""
+        return t_B.float() * (1 - t_B.float())
 
 
 def _stratified(count: int, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 from cyclopts import CycloptsError
 
 from b4m.cli.application import Action, application
+from b4m.cli.config import with_config
 from b4m.cli.errors import sentence
 from b4m.cli.messages import messages
 from b4m.cli.selection import function_of, select
@@ -74,10 +75,11 @@ def _pipeline(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str], action: Action) -> None:
     """Hand verb, arguments, verbosity and log file to `action`; print help where that is asked."""
-    selection = select(argv)
+    arguments = with_config(argv)
+    selection = select(arguments)
     app = application(selection, action)
     try:
-        app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         raise B4MError(sentence(error, selection)) from None
 

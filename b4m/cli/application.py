@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from cyclopts import App, Group, Parameter
 
 from b4m import __version__
+from b4m.cli.config import CONFIGURED
 from b4m.cli.selection import Selection, function_of, methods_of
 from b4m.cli.verbs import EXAMPLES, POSITIONAL, VERBS
 
@@ -57,11 +58,15 @@ def _command(selection: Selection, action: Action) -> Callable[..., None]:
     """A function with the verb's arguments, its method's settings, and the logging flags."""
     verb, function = selection.verb, function_of(selection.verb)
     parameters = [*_arguments(verb, function), *_flags(selection), *_message_flags()]
+    if verb in CONFIGURED:  # read before this is called; here so that help shows it
+        text = "YAML file with any of these names, or kohya's TOML; flags go before it"
+        parameters.append(_keyword("config", Annotated[Path | None, Parameter(help=text)], None))
     fields = selection.settings.model_fields if selection.settings else {}
 
     def command(*positional: Any, **named: Any) -> None:
         call = dict(zip(POSITIONAL.get(verb, ()), positional, strict=False)) | named
         verbose, log_file = call.pop("verbose", 0), call.pop("log_file", None)
+        call.pop("config", None)
         settings = {name: call.pop(name) for name in list(call) if name in fields}
         action(verb, {**call, "settings": settings} if settings else call, verbose, log_file)
 

@@ -8,6 +8,8 @@ Partners of multi-correspondence training carry the same trigger as the concept 
 words for what they really are: "a lion in w@z flat sticker style", "a snq vehicle".
 """
 
+from random import Random
+
 from b4m.errors import B4MError
 from b4m.settings import CONTENT_TRIGGER, STYLE_TRIGGER
 
@@ -30,6 +32,37 @@ def style_caption(words: str, style_words: str = "") -> str:
 def merged_caption(class_word: str) -> str:
     """Prompt for the content in the style."""
     return style_caption(content_caption(class_word))
+
+
+def prior_caption(caption: str, trigger: str, class_word: str, kind: str) -> str:
+    """What an image of the class is called: "an animal", or of a style what its caption shows.
+
+    Args:
+        caption: of a training image.
+        trigger: its trigger words.
+        class_word: what the trigger stands for.
+        kind: content or style.
+    """
+    if kind == "content" and class_word:
+        return with_article(class_word)
+    if kind == "style":
+        caption = caption.partition(f" in {trigger}")[0]
+    words = [word for word in caption.split() if word not in trigger.split()]
+    return " ".join(words) or "a picture"
+
+
+def shuffled_tags(caption: str, keep: int, seed: int) -> str:
+    """A caption with its comma-separated tags in another order.
+
+    Args:
+        caption: "a snq mug, red, on a table".
+        keep: tags at the beginning that keep their place.
+        seed: of the order.
+    """
+    tags = [tag.strip() for tag in caption.split(",")]
+    head, tail = tags[:keep], tags[keep:]
+    Random(seed).shuffle(tail)
+    return ", ".join([*head, *tail])
 
 
 def with_article(name: str) -> str:

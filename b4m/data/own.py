@@ -16,6 +16,7 @@ from random import Random
 from b4m.data.captions import check_trigger, content_caption, style_caption, with_article
 from b4m.data.images import CAPTION_SUFFIXES, SUFFIXES, images_in
 from b4m.data.manifest import ManifestRow
+from b4m.data.masks import is_mask
 from b4m.data.names import canonical
 from b4m.data.sources import Request
 from b4m.errors import B4MError
@@ -122,6 +123,8 @@ def _images(folder: Path) -> list[Path]:
     """A folder's images, each content once: a copy would be trained on and held back at once."""
     first: dict[str, Path] = {}
     for file in images_in(folder):
+        if is_mask(file):
+            continue
         kept = first.setdefault(sha256(file), file)
         if kept != file:
             warnings.warn(f"{file} is a copy of {kept.name} and not used", stacklevel=2)

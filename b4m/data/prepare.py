@@ -16,6 +16,7 @@ from pathlib import Path
 from b4m.data import own
 from b4m.data.images import load_image
 from b4m.data.manifest import MANIFEST, ManifestRow, is_prepared, write_manifest
+from b4m.data.masks import mask_file, read_mask
 from b4m.data.names import check_name, cut_names
 from b4m.data.sources import Request, find_source
 from b4m.errors import B4MError
@@ -96,4 +97,6 @@ def _copy(path: Path, row: ManifestRow, folder: Path, number: int) -> ManifestRo
     image = load_image(path)
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     image.save(folder / file)
+    if (mask := read_mask(path)) is not None:
+        mask.save(mask_file(folder / file))
     return replace(row, file=file)

@@ -10,7 +10,7 @@ from b4m.bases import family_of
 from b4m.bases.base import Base
 from b4m.errors import B4MError
 from b4m.settings import Settings
-from b4m.training.loop import NullTracker, Tracker
+from b4m.training.report import NullTracker, Tracker
 
 S_co = TypeVar("S_co", bound=Settings, covariant=True)
 

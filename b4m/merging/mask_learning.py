@@ -27,8 +27,9 @@ from b4m.merging.teacher_bank import Bank, build_bank, read_concept_images
 from b4m.merging.weighting import weighted
 from b4m.settings import BankSettings, MaskSettings
 from b4m.training.key import key
-from b4m.training.loop import Batch, ParameterGroup, fit
+from b4m.training.loop import Batch, fit
 from b4m.training.run import checkpointed, loop_config, tensors_hash
+from b4m.training.state import ParameterGroup
 
 Losses = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, list[int]], Losses]

@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from b4m.errors import B4MError
-from b4m.settings import Settings, TrainSettings
+from b4m.settings import Settings
+from b4m.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from b4m.adapters.adapter import Adapter

@@ -21,8 +21,9 @@ from b4m.merging.layerwise import describe, finished
 from b4m.merging.weighting import weighted
 from b4m.methods import Merge, Training
 from b4m.settings import MergeSettings
-from b4m.training.plain import PairSettings, train_pairs
+from b4m.training.plain import train_pairs
 from b4m.training.run import Run
+from b4m.training.settings import PairSettings
 
 
 def train(run: Run[PairSettings]) -> Adapter:

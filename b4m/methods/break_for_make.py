@@ -31,12 +31,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from b4m.adapters.adapter import Adapter
-from b4m.adapters.deltas import PLP, ROLES, join
+from b4m.adapters.deltas import PLP, ROLES, RankDropout, join
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.riemannian import RiemannianAdamW
+from b4m.adapters.routed import GradientRouted
 from b4m.bases.base import Conditioning
 from b4m.bases.sampling import encode_prompts_with
 from b4m.data.cache import Cache
@@ -45,13 +45,18 @@ from b4m.errors import B4MError
 from b4m.merging.context import MergeContext, require_same_base
 from b4m.merging.layerwise import describe
 from b4m.methods import Merge, Training
-from b4m.settings import Execution, Restyling, TrainSettings
+from b4m.settings import Execution, Restyling
 from b4m.training.key import key
-from b4m.training.loop import Batch, ParameterGroup, fit
+from b4m.training.loop import Batch, fit
+from b4m.training.losses import Noise, denoising_losses
+from b4m.training.optimizers import Learnable, build
 from b4m.training.randomness import ShuffledIndices
 from b4m.training.run import Run, adapted, exported, loop_config, tensors_hash
+from b4m.training.settings import TrainSettings
+from b4m.training.state import ParameterGroup
 from b4m.training.text_layers import text_layers
-from b4m.training.training_set import Augmentation, Noise, denoising_losses, read_training_set
+from b4m.training.training_set import Augmentation, Shown, read_training_set
+from b4m.training.watching import judge, preview
 
 PARTNERS_AT_ONCE = 3
 
@@ -84,46 +89,6 @@ class MakeSettings(Restyling, Execution):
     weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
     seed: int = Field(0, ge=0, description="seed of noise and order")
-
-
-class GradientRouted(nn.Module):
-    """A PLP whose main block learns from a batch's first examples, its other block from the rest.
-
-    All examples see the whole delta; what is routed are gradients, so one backward pass gives both
-    blocks theirs, each from its own examples alone.
-
-    Args:
-        plp: the projection.
-        main: "down" or "up", the factor that holds the main block.
-        examples: how many examples of each batch are main ones.
-    """
-
-    def __init__(self, plp: PLP, main: str, examples: int) -> None:
-        super().__init__()
-        self.plp = plp
-        self.main = main
-        self.examples = examples
-
-    @property
-    def out_features(self) -> int:
-        """O of the linear that this is added to."""
-        return self.plp.out_features
-
-    @property
-    def in_features(self) -> int:
-        """I of the linear that this is added to."""
-        return self.plp.in_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        up_OR, down_RI = self.plp.up.to(x.dtype), self.plp.down.to(x.dtype)
-        still_up, still_down = up_OR.detach(), down_RI.detach()
-        pairs = [(still_up, down_RI), (up_OR, still_down)]
-        if self.main == "up":
-            pairs.reverse()
-        parts = x[: self.examples], x[self.examples :]
-        return torch.cat(
-            [linear(linear(part, down), up) for part, (up, down) in zip(parts, pairs, strict=True)]
-        )
 
 
 def rows(manifest: Sequence[ManifestRow], kind: str, concept: str) -> list[ManifestRow]:
@@ -197,6 +162,7 @@ def _fit_break(run: Run[BreakSettings], main: str, plps: Mapping[str, PLP]) -> d
     else:
         for plp in plps.values():
             _block(plp, other).requires_grad_(False)
+    dropout = RankDropout(plps.values(), settings.rank_dropout)
     deltas = {name: GradientRouted(plp, main, settings.batch_size) for name, plp in plps.items()}
 
     with (
@@ -205,21 +171,22 @@ def _fit_break(run: Run[BreakSettings], main: str, plps: Mapping[str, PLP]) -> d
     ):
 
         def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-            size = len(batch.rows)
-            x0_BCHW, prompts = own.sample(batch.rows, batch.generator, base.device)
-            if text is not None:
-                prompts = text.encode([own.captions[row] for row in batch.rows])
-            noise = Noise.sample(base, size, batch.generator)
+            shown = own.draw(batch.whole, batch.common)[batch.mine].to(base.device)
+            size, prompts = len(shown), shown.text if text is None else text.encode(shown)
+            whole = Noise.sample(base, len(batch.whole), batch.common, settings)
+            noise = whole[batch.mine]
             if others is not None:
-                rows = order.batch(batch.position)
-                more_PCHW, more = others.sample(rows, batch.generator, base.device)
-                if text is not None:
-                    with torch.no_grad():
-                        more = text.encode([others.captions[row] for row in rows])
-                x0_BCHW = torch.cat([x0_BCHW, more_PCHW])
-                prompts = Conditioning.cat([prompts, more])
-                noise = noise[[index % size for index in range(size + count)]]
-            loss_B = denoising_losses(model, base, x0_BCHW, noise, prompts, settings.min_snr_gamma)
+                more = others.draw(order.batch(batch.position), batch.common).to(base.device)
+                shown = Shown.cat([shown, more])
+                with torch.no_grad():
+                    read = more.text if text is None else text.encode(more)
+                prompts = Conditioning.cat([prompts, read])
+                again = [index % len(batch.whole) for index in range(count)]
+                noise = Noise.cat([noise, whole[again]])
+            dropout.draw(batch.common)
+            loss_B = denoising_losses(
+                model, base, shown.x0_BCHW, noise, prompts, settings, shown.mask_B1HW
+            )
             if others is None:
                 return {"loss": loss_B}
             main_loss, partner_loss = loss_B[:size].mean(), loss_B[size:].mean()
@@ -228,14 +195,15 @@ def _fit_break(run: Run[BreakSettings], main: str, plps: Mapping[str, PLP]) -> d
         fit(
             step,
             model,
-            [*groups, *([text.group] if text else [])],
+            [*groups, *(text.groups if text else [])],
             len(own),
             loop_config(settings),
             workdir=run.workdir,
             fingerprint=run.key,
             tracker=run.tracker,
             name=run.kind,
-            preview=run.preview(),
+            preview=preview(run, dropout.rest),
+            judge=judge(run, model, text, dropout.rest),
         )
         return text.exported() if text else {}
 
@@ -244,8 +212,9 @@ def _group(
     plps: Mapping[str, PLP], factor: str, lr: float, settings: BreakSettings
 ) -> ParameterGroup:
     parameters = {f"{name}.{factor}": _block(plp, factor) for name, plp in plps.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=settings.weight_decay)
-    return ParameterGroup(parameters, optimizer)
+    blocks = list(parameters.values())
+    learnable = Learnable([], blocks) if factor == "down" else Learnable(blocks, [])
+    return ParameterGroup(parameters, build(settings, learnable, lr))
 
 
 def _block(plp: PLP, factor: str) -> nn.Parameter:
@@ -321,8 +290,9 @@ def _fit_make(
         for kind, adapter in (("content", content), ("style", style))
     ]
     cache = Cache(context.workdir / "cache", base)
+    restyled = Augmentation.restyling(settings, settings.seed)
     sets = [
-        read_training_set(folder, parts[0], base, cache, Augmentation.of(settings, settings.seed)),
+        read_training_set(folder, parts[0], base, cache, restyled),
         read_training_set(folder, parts[1], base, cache),
     ]
     if (both := content + style).text_layers:
@@ -335,14 +305,13 @@ def _fit_make(
     ]
 
     def step(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        sampled = [
-            one.sample(order.batch(batch.position), batch.generator, base.device)
+        drawn = [
+            one.draw(order.batch(batch.position), batch.generator).to(base.device)
             for one, order in zip(sets, orders, strict=True)
         ]
-        x0_BCHW = torch.cat([latents for latents, _ in sampled])
-        text = Conditioning.cat([text for _, text in sampled])
+        both = Shown.cat(drawn)
         noise = Noise.sample(base, size, batch.generator)[[*range(size)] * 2]
-        loss_B = denoising_losses(model, base, x0_BCHW, noise, text)
+        loss_B = denoising_losses(model, base, both.x0_BCHW, noise, both.text)
         first, second = loss_B[:size].mean(), loss_B[size:].mean()
         return {"loss": first + second, "content": first, "style": second}
 

@@ -12,8 +12,9 @@ from b4m.data.manifest import ManifestRow, training_rows
 from b4m.data.names import cut_pair
 from b4m.errors import B4MError
 from b4m.methods import Training
-from b4m.training.plain import PairSettings, train_pairs
+from b4m.training.plain import train_pairs
 from b4m.training.run import Run
+from b4m.training.settings import PairSettings
 
 
 def rows(manifest: Sequence[ManifestRow], kind: str, concept: str) -> list[ManifestRow]:

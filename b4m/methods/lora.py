@@ -7,8 +7,9 @@ that they merge: text encoders frozen, one trigger word in every caption.
 from b4m.adapters.adapter import Adapter
 from b4m.data.manifest import training_rows
 from b4m.methods import Training
-from b4m.training.plain import PairSettings, train_pairs
+from b4m.training.plain import train_pairs
 from b4m.training.run import Run
+from b4m.training.settings import PairSettings
 
 
 def train(run: Run[PairSettings]) -> Adapter:

@@ -1,11 +1,11 @@
 """Checkpoints: everything that decides the rest of a run, in one file that is whole or absent.
 
 That is the learnable parameters and their averages, the optimizers' states, the loss scale of
-float16 and the number of finished steps. Order and noise derive from the seed and the step
-(`b4m.training.randomness`), the learning rate from the step (`b4m.training.schedule`), so neither
-generators nor schedulers need storing. The fingerprint that tells runs apart holds the code too
-(`b4m.training.key`): an adapter half trained by one version and half by another would be of
-neither.
+float16, the best weights of a judged training and the number of finished steps. Order and noise
+derive from the seed and the step (`b4m.training.randomness`), the learning rate from the step
+(`b4m.training.schedule`), so neither generators nor schedulers need storing. The fingerprint that
+tells runs apart holds the code too (`b4m.training.key`): an adapter half trained by one version and
+half by another would be of neither.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from b4m.errors import B4MError
 from b4m.io import replacing
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def checkpoint_path(workdir: Path, fingerprint: str) -> Path:
@@ -26,25 +25,18 @@ def checkpoint_path(workdir: Path, fingerprint: str) -> Path:
     return workdir / f"checkpoint-{fingerprint[:16]}.pt"
 
 
-def write_checkpoint(
-    path: Path,
-    fingerprint: str,
-    step: int,
-    parameters: Mapping[str, Tensor],
-    optimizers: list[dict[str, Any]],
-    scaler: dict[str, Any],
-    averages: Mapping[str, Tensor],
-) -> None:
-    """Replace the checkpoint atomically: a kill at any moment leaves the old or the new one."""
-    content = {
-        "format": _FORMAT,
-        "fingerprint": fingerprint,
-        "step": step,
-        "parameters": {name: value.detach().cpu() for name, value in parameters.items()},
-        "averages": {name: value.detach().cpu() for name, value in averages.items()},
-        "optimizers": optimizers,
-        "scaler": scaler,
-    }
+def write_checkpoint(path: Path, fingerprint: str, state: Mapping[str, Any]) -> None:
+    """Replace the checkpoint atomically: a kill at any moment leaves the old or the new one.
+
+    Args:
+        path: the file.
+        fingerprint: of the run.
+        state: "step" and whatever else a resumed run needs; tensors on the CPU, plain numbers.
+
+    Raises:
+        B4MError: if the disk does not take it.
+    """
+    content = {"format": _FORMAT, "fingerprint": fingerprint, **state}
     with replacing(path) as partial:
         try:
             torch.save(content, partial)

@@ -31,6 +31,10 @@ class ParameterAverage:
         for name, parameter in self._parameters.items():
             self.values[name].lerp_(parameter, 1.0 - decay)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by name, on the CPU."""
+        return {name: value.cpu() for name, value in self.values.items()}
+
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Go on from stored averages."""

@@ -6,13 +6,8 @@ schedules, averages, checkpoints, resumes and reports. On a CPU a resumed run en
 bits as one that was never stopped.
 """
 
-import logging
 import math
-import os
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,46 +17,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from b4m.errors import B4MError
-from b4m.training.checkpoint import (
-    checkpoint_path,
-    read_checkpoint,
-    remove_checkpoint,
-    write_checkpoint,
-)
-from b4m.training.ema import ParameterAverage
+from b4m.training.checkpoint import checkpoint_path, remove_checkpoint
+from b4m.training.judging import Judge
+from b4m.training.optimizers import numbers
+from b4m.training.processes import Processes, join
 from b4m.training.randomness import ShuffledIndices, derive_seed
+from b4m.training.report import NullTracker, Report, Tracker, progress
 from b4m.training.schedule import SCHEDULES, rate_factor
+from b4m.training.state import ParameterGroup, TrainingState
 
-_log = logging.getLogger(__name__)
 _LOG_EVERY = 10
-
-
-class Tracker(Protocol):
-    """Where numbers and images of a run go."""
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Record numbers after `step` optimizer steps."""
-
-    def image(self, name: str, image: Image.Image, step: int) -> None:
-        """Record an image after `step` optimizer steps."""
-
-
-class NullTracker:
-    """Records nothing."""
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Do nothing."""
-
-    def image(self, name: str, image: Image.Image, step: int) -> None:
-        """Do nothing."""
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters by name, and the optimizer that moves them; clipped on their own."""
-
-    parameters: Mapping[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
 
 
 @dataclass(frozen=True)
@@ -76,6 +41,8 @@ class LoopConfig:
         schedule: how the learning rate goes on after the warm-up: "constant", or falling to zero
             as a "cosine" or "linear"; the optimizers' own rates are the peak.
         warmup: steps over which the learning rate rises linearly to its peak.
+        restarts: how often a falling rate begins anew.
+        lr_end: share of the peak that is left where a falling rate ends.
         ema_decay: decay of the averaged parameters, which are the result; 0 averages nothing.
         checkpoint_every: steps between checkpoints; 0 writes none.
         sample_every: steps between previews; 0 draws none.
@@ -88,6 +55,8 @@ class LoopConfig:
     clip: float = 1.0
     schedule: str = "constant"
     warmup: int = 0
+    restarts: int = 0
+    lr_end: float = 0.0
     ema_decay: float = 0.0
     checkpoint_every: int = 100
     sample_every: int = 0
@@ -97,7 +66,7 @@ class LoopConfig:
         for name in ("steps", "batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise B4MError(f"setting {name}={getattr(self, name)} must be 1 or more")
-        for name in ("warmup", "checkpoint_every", "sample_every"):
+        for name in ("warmup", "restarts", "checkpoint_every", "sample_every"):
             if getattr(self, name) < 0:
                 raise B4MError(f"setting {name}={getattr(self, name)} must be 0 or more")
         if self.schedule not in SCHEDULES:
@@ -108,11 +77,32 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward's share: indices of the examples, position in the run, its own CPU generator."""
+    """One forward's share of the examples, and where its randomness comes from.
+
+    Attributes:
+        rows: indices of this process's examples.
+        position: of the batch in the run.
+        generator: of this process alone, on the CPU.
+        whole: indices of all processes' examples; `rows` are whole[mine].
+        mine: this process's part of the whole batch.
+        common: a generator that gives all processes the same, on the CPU; who draws for the whole
+            batch and takes `mine` of it trains as one process with the larger batch does.
+    """
 
     rows: list[int]
     position: int
     generator: torch.Generator = field(compare=False)
+    whole: list[int]
+    mine: slice
+    common: torch.Generator = field(compare=False)
+
+
+class Order(Protocol):
+    """Which examples come when: a pure function of the position."""
+
+    def batch(self, position: int) -> list[int]:
+        """Indices of batch number `position`, counted from 0."""
+        ...
 
 
 Step = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
@@ -131,12 +121,14 @@ def fit(
     tracker: Tracker | None = None,
     name: str = "train",
     preview: Preview | None = None,
+    order: Callable[[int], Order] | None = None,
+    judge: Judge | None = None,
 ) -> None:
     """Train in place; `config.steps` optimizer steps whatever the number of examples.
 
     Args:
-        step: called with the model (as accelerate wraps it) and a batch; returns per-example losses
-            by name. The mean of "loss" is minimised, further entries are only reported.
+        step: called with the model and a batch; returns per-example losses by name. The mean of
+            "loss" is minimised, further entries are only reported.
         model: holds the parameters; usually an `AdaptedModel`.
         groups: what is trained; each is clipped to `config.clip` on its own.
         examples: number of examples; a batch's rows are indices below it.
@@ -144,9 +136,12 @@ def fit(
         workdir: where the checkpoint lies while the run is unfinished.
         fingerprint: hash of everything that decides the result; its checkpoint is resumed.
         tracker: gets every 10 steps the mean losses, the gradient norm before clipping (over all
-            groups), the learning rate (of the first group) and the steps per second.
+            groups), the learning rate and the optimizer's own numbers (of the first group), steps
+            and images per second and the peak memory.
         name: shown by the progress bar, and the prefix of the metrics.
         preview: draws images every `config.sample_every` steps.
+        order: makes the order of the examples for a batch size; None shuffles them all.
+        judge: looks at the training, may end it and choose the result; None does neither.
 
     Raises:
         B4MError: if there is no example, or a loss or gradient is not finite; the parameters and
@@ -154,148 +149,89 @@ def fit(
     """
     if examples < 1:
         raise B4MError(f"{name}: there is no image to train on")
-    accelerator, model = _accelerate(model)
-    main = accelerator.is_main_process
-    tracker = tracker if tracker is not None and main else NullTracker()
+    processes = join(model)
+    tracker = tracker if tracker is not None and processes.main else NullTracker()
     path = checkpoint_path(workdir, fingerprint)
     base_rates = [[group["lr"] for group in one.optimizer.param_groups] for one in groups]
-    state = _State(groups, model, config.ema_decay)
+    state = TrainingState(groups, model, config.ema_decay, judge)
     done = state.resume(path, fingerprint)
-    report = _Report()
-    bar = _progress(name, done, config.steps, main)
+    size = config.batch_size * processes.count
+    shown = order(size) if order else ShuffledIndices(examples, size, config.seed)
+    report = Report(size * config.accumulation)
+    bar = progress(name, done, config.steps, processes.main)
     for index in bar:
-        factor = rate_factor(config.schedule, index, config.steps, config.warmup)
-        _set_rates(groups, base_rates, factor)
+        _set_rates(groups, base_rates, _rate_factor(config, index))
+        moving = state.moving(index)
         positions = range(index * config.accumulation, (index + 1) * config.accumulation)
-        batches = [_batch(accelerator, config, examples, position) for position in positions]
-        losses = _accumulate(accelerator, model, step, state.scaler, batches)
-        norms = _clip(groups, state.scaler, config.clip)
+        batches = [_batch(processes, config, shown, position) for position in positions]
+        losses = _accumulate(model, step, state.scaler, batches)
+        processes.average(_gradients(moving))
+        norms = _clip(moving, state.scaler, config.clip)
         finished = index + 1
         report.add(_finite(name, finished, losses, norms, state.scaler.is_enabled()))
-        state.update(finished)
+        state.update(moving, finished)
         if finished % _LOG_EVERY == 0 or finished == config.steps:
-            means = report.means(groups[0].optimizer.param_groups[0]["lr"])
-            tracker.metrics({f"{name}/{key}": value for key, value in means.items()}, finished)
+            optimizer = groups[0].optimizer
+            means = report.means() | {"lr": optimizer.param_groups[0]["lr"]} | numbers(optimizer)
+            tracker.metrics(_named(name, means), finished)
             bar.set_postfix({key: f"{value:.3g}" for key, value in means.items()}, refresh=False)
-        if main and _due(finished, config.checkpoint_every, config.steps):
+        if judge is not None and judge.due(finished, config.steps):
+            with state.averaged():
+                tracker.metrics(_named(name, judge.look(finished, state.parameters)), finished)
+            if judge.over:
+                break
+        if processes.main and _due(finished, config.checkpoint_every, config.steps):
             state.write(path, fingerprint, finished)
-        if main and preview is not None and _due(finished, config.sample_every, config.steps):
+        if processes.main and preview and _due(finished, config.sample_every, config.steps):
             with state.averaged():
                 for key, image in preview(finished).items():
                     tracker.image(key, image, finished)
-    if state.average is not None:
-        state.average.swap()
-    accelerator.wait_for_everyone()
-    if main:
+    state.finish()
+    processes.wait()
+    if processes.main:
         remove_checkpoint(path)
 
 
-def _accelerate(model: nn.Module) -> tuple[Any, nn.Module]:
-    """Wrap for as many processes as `accelerate launch` or torchrun started; one wraps nothing.
-
-    Placement and precision are the base's, so accelerate is asked for neither.
-    """
-    from accelerate import Accelerator
-
-    # torchrun's processes on CPUs would not find one another without being told of the CPU
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    on_cpu = several and all(parameter.is_cpu for parameter in model.parameters())
-    accelerator = Accelerator(mixed_precision="no", cpu=on_cpu)
-    prepared: nn.Module = accelerator.prepare_model(model, device_placement=False)
-    return accelerator, prepared
+def _named(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{name}/{key}": value for key, value in values.items()}
 
 
-class _State:
-    """What a training changes: parameters, optimizers, loss scale and averages."""
-
-    def __init__(
-        self, groups: Sequence[ParameterGroup], model: nn.Module, ema_decay: float
-    ) -> None:
-        self._groups = groups
-        self.scaler = torch.amp.GradScaler("cuda", enabled=_needs_loss_scale(model))
-        # the group's number keeps equal names apart
-        self._parameters = {
-            f"{number}.{key}": parameter
-            for number, one in enumerate(groups)
-            for key, parameter in one.parameters.items()
-        }
-        self.average = ParameterAverage(self._parameters, ema_decay) if ema_decay else None
-        self._zero_gradients()  # a training that failed leaves its last ones behind
-
-    def update(self, finished: int) -> None:
-        """Make the optimizer step number `finished`, counted from 1, and forget the gradients."""
-        for one in self._groups:
-            self.scaler.step(one.optimizer)
-        self.scaler.update()
-        self._zero_gradients()
-        if self.average is not None:
-            self.average.update(finished)
-
-    def _zero_gradients(self) -> None:
-        for one in self._groups:
-            one.optimizer.zero_grad(set_to_none=True)
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Context in which the parameters hold their averages, if there are any."""
-        return nullcontext() if self.average is None else self.average.applied()
-
-    def resume(self, path: Path, fingerprint: str) -> int:
-        """Load this run's checkpoint if there is one; return the number of finished steps."""
-        content = read_checkpoint(path, fingerprint)
-        if content is None:
-            return 0
-        with torch.no_grad():
-            for key, parameter in self._parameters.items():
-                parameter.copy_(content["parameters"][key])
-        for one, state in zip(self._groups, content["optimizers"], strict=True):
-            one.optimizer.load_state_dict(state)
-        self.scaler.load_state_dict(content["scaler"])
-        if self.average is not None:
-            self.average.load(content["averages"])
-        _log.info("resumed %s after step %d", path, content["step"])
-        return int(content["step"])
-
-    def write(self, path: Path, fingerprint: str, finished: int) -> None:
-        """Replace this run's checkpoint."""
-        write_checkpoint(
-            path,
-            fingerprint,
-            finished,
-            self._parameters,
-            [one.optimizer.state_dict() for one in self._groups],
-            self.scaler.state_dict(),
-            {} if self.average is None else self.average.values,
-        )
-        _log.debug("checkpoint after step %d in %s", finished, path)
+def _rate_factor(config: LoopConfig, index: int) -> float:
+    return rate_factor(
+        config.schedule, index, config.steps, config.warmup, config.restarts, config.lr_end
+    )
 
 
-def _needs_loss_scale(model: nn.Module) -> bool:
-    """Float16 activations underflow in the backward pass; other dtypes do not."""
-    return any(p.dtype == torch.float16 and p.is_cuda for p in model.parameters())
+def _gradients(groups: Sequence[ParameterGroup]) -> list[Tensor]:
+    """All gradients; what the model does not use has none, in any process."""
+    parameters = [one for group in groups for one in group.parameters.values()]
+    return [one.grad for one in parameters if one.grad is not None]
 
 
-def _batch(accelerator: Any, config: LoopConfig, examples: int, position: int) -> Batch:
-    """This process's slice of batch `position`, with noise of its own."""
-    size, rank = config.batch_size, accelerator.process_index
-    order = ShuffledIndices(examples, size * accelerator.num_processes, config.seed)
-    rows = order.batch(position)[rank * size : (rank + 1) * size]
-    seed = derive_seed(config.seed, "noise", position, rank)
-    return Batch(rows, position, torch.Generator("cpu").manual_seed(seed))
+def _batch(processes: Processes, config: LoopConfig, order: Order, position: int) -> Batch:
+    """This process's slice of batch `position`."""
+    size, rank = config.batch_size, processes.rank
+    mine = slice(rank * size, (rank + 1) * size)
+    whole = order.batch(position)
+    own, common = (
+        torch.Generator("cpu").manual_seed(derive_seed(config.seed, "noise", position, number))
+        for number in (rank, 0)
+    )
+    return Batch(whole[mine], position, own, whole, mine, common)
 
 
 def _accumulate(
-    accelerator: Any, model: nn.Module, step: Step, scaler: Any, batches: Sequence[Batch]
+    model: nn.Module, step: Step, scaler: Any, batches: Sequence[Batch]
 ) -> dict[str, Tensor]:
-    """Leave the mean gradient of the micro-batches; processes meet at the last one only.
+    """Leave the mean gradient of this process's micro-batches.
 
     Returns:
-        the mean of each loss over the micro-batches of this process.
+        the mean of each loss over them.
     """
     values: dict[str, list[Tensor]] = {}
-    for number, batch in enumerate(batches, start=1):
-        with nullcontext() if number == len(batches) else accelerator.no_sync(model):
-            losses = step(model, batch)
-            accelerator.backward(scaler.scale(losses["loss"].mean() / len(batches)))
+    for batch in batches:
+        losses = step(model, batch)
+        scaler.scale(losses["loss"].mean() / len(batches)).backward()
         for key, value in losses.items():
             values.setdefault(key, []).append(value.detach().float().mean())
     return {key: torch.stack(parts).mean() for key, parts in values.items()}
@@ -348,42 +284,3 @@ def _set_rates(
 
 def _due(finished: int, every: int, steps: int) -> bool:
     return every > 0 and finished % every == 0 and finished < steps
-
-
-class _Report:
-    """Losses, gradient norms and time since the last report."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {}
-        self._steps, self._begun = 0, time.monotonic()
-
-    def add(self, values: Mapping[str, float]) -> None:
-        """Take in the numbers of one step; the infinite norm of a skipped step says nothing."""
-        for key, value in values.items():
-            if math.isfinite(value):
-                self._values.setdefault(key, []).append(value)
-        self._steps += 1
-
-    def means(self, lr: float) -> dict[str, float]:
-        """Mean of each number, the learning rate and the speed; the next report starts empty."""
-        now = time.monotonic()
-        means = {key: math.fsum(values) / len(values) for key, values in self._values.items()}
-        means |= {"lr": lr, "steps_per_second": self._steps / max(now - self._begun, 1e-9)}
-        self._values, self._steps, self._begun = {}, 0, now
-        return means
-
-
-def _progress(name: str, done: int, steps: int, shown: bool) -> Any:
-    """Step numbers still to do, with a bar on standard error."""
-    from tqdm import tqdm
-
-    return tqdm(
-        range(done, steps),
-        desc=name,
-        initial=done,
-        total=steps,
-        unit="step",
-        file=sys.stderr,
-        disable=not shown or os.environ.get("B4M_PROGRESS") == "off",
-        mininterval=1.0,
-    )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from b4m.adapters.attach import AdaptedModel
@@ -20,17 +19,20 @@ from b4m.adapters.deltas import LowRankDelta
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
 from b4m.bases.base import Base
-from b4m.bases.sampling import sample
 from b4m.data.cache import Cache
 from b4m.data.manifest import ManifestRow, data_hash
-from b4m.settings import Settings, TrainSettings
+from b4m.data.masks import mask_file
+from b4m.errors import B4MError
+from b4m.io import sha256
+from b4m.settings import Settings, parse_pairs
 from b4m.training.key import key
-from b4m.training.loop import LoopConfig, NullTracker, Preview, Tracker
+from b4m.training.loop import LoopConfig
 from b4m.training.randomness import derive_seed
+from b4m.training.report import NullTracker, Tracker
+from b4m.training.settings import TrainSettings
 from b4m.training.training_set import Augmentation
 from b4m.version import code_version
 
-_PREVIEW_STEPS = 20
 S_co = TypeVar("S_co", bound=TrainSettings, covariant=True)
 
 
@@ -68,7 +70,7 @@ class Run(Generic[S_co]):
     @property
     def augmentation(self) -> Augmentation:
         """What is shown beside the images themselves."""
-        return Augmentation.of(self.settings, self.settings.seed, self.settings.flip)
+        return Augmentation.of(self.settings)
 
     @cached_property
     def data_hash(self) -> str:
@@ -87,13 +89,44 @@ class Run(Generic[S_co]):
             base.hash,
             str(base.dtype),
             self.data_hash,
+            self._masks_hash(),
         )
+
+    def _masks_hash(self) -> list[str]:
+        """Hashes of the masks beside the images, if they are read."""
+        if not self.settings.masked:
+            return []
+        masks = [mask_file(self.folder / row.file) for row in self.rows]
+        return [sha256(mask) for mask in masks if mask.is_file()]
 
     def linears(self, blocks: str = "") -> dict[str, nn.Linear]:
         """The base's linears that the method's or the settings' block filter keeps."""
         every = self.base.linears()
         kept = self.base.family.select(every, blocks or self.settings.blocks)
         return {name: every[name] for name in kept}
+
+    def by_block(self, setting: str, names: Iterable[str]) -> dict[str, float]:
+        """A number for each layer of some blocks, from a setting such as "attn2=4,up_blocks.0=16".
+
+        Args:
+            setting: its name; the terms are those of `blocks`, and of several the last one counts.
+            names: the layers that there are.
+
+        Raises:
+            B4MError: for a term that keeps nothing, or no number above 0.
+        """
+        listed = list(names)
+        numbers: dict[str, float] = {}
+        terms = [one.strip() for one in getattr(self.settings, setting).split(",") if one.strip()]
+        for term, text in parse_pairs(terms).items():
+            try:
+                number = float(text)
+            except ValueError:
+                number = 0.0
+            if number <= 0 or (setting == "block_ranks" and number % 1):
+                raise B4MError(f"setting {setting}: {term}={text} must be a number above 0")
+            numbers |= dict.fromkeys(self.base.family.select(listed, term), number)
+        return numbers
 
     def generator(self, layer: str) -> torch.Generator:
         """Randomness of a layer's initial values; a block filter does not shift that of others."""
@@ -124,17 +157,6 @@ class Run(Generic[S_co]):
             seed=self.settings.seed,
             config={"settings": self.settings.model_dump()},
         )
-
-    def preview(self) -> Preview:
-        """Sample the first training caption with whatever hangs on the base at the time."""
-        caption = self.trained()[0].caption
-
-        def generate(_step: int) -> dict[str, Image.Image]:
-            images = sample(self.base, [caption], [self.settings.seed], steps=_PREVIEW_STEPS)
-            self.base.offload()
-            return {caption: images[0]}
-
-        return generate
 
 
 @contextmanager

@@ -1,14 +1,21 @@
 """Train one adapter."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from b4m.data.names import canonical
 from b4m.errors import B4MError
 from b4m.io import check_output
 from b4m.methods import training
-from b4m.settings import DEFAULT_BASE, TrainSettings, resolve
+from b4m.settings import DEFAULT_BASE, resolve
+from b4m.training.settings import TrainSettings
 from b4m.verbs.workspace import Values, check_dtype, copy_as, load, work_folder
+from b4m.version import code_version
+
+if TYPE_CHECKING:
+    from b4m.training.run import Run
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +34,8 @@ def train(
 
     A training that was killed goes on where it stopped when the same command is given again. One
     that has been made before, by the same code from the same images with the same settings, is
-    taken from runs/work (B4M_WORK) instead of being made again.
+    taken from runs/work (B4M_WORK) instead of being made again. Beside the adapter lies its
+    resolved configuration, NAME.train.yaml, which `b4m train --config` starts again.
 
     Args:
         kind: what is learned: content, style or joint
@@ -90,8 +98,10 @@ def train_once(
     from b4m.data.manifest import read_manifest
     from b4m.files import write_adapter
     from b4m.tracking import open_tracker
+    from b4m.tracking.tracker import NullTracker
     from b4m.training.key import cache_path
     from b4m.training.memory import peak_memory
+    from b4m.training.processes import is_first
     from b4m.training.run import Run
 
     rows = way.rows(read_manifest(folder), kind, concept)
@@ -99,7 +109,8 @@ def train_once(
     resolved = resolve(way.settings, overrides, model.recipe.get("train"), method, kind)
     recorded = {"settings": resolved.model_dump(), "base": base, "concept": concept}
     name = f"{method}/{concept}/s{resolved.seed}"
-    with open_tracker(name, kind, method, recorded, watched=True) as tracker:
+    told = open_tracker(name, kind, method, recorded, watched=True)
+    with told if is_first() else nullcontext(NullTracker()) as tracker:  # one tells for all
         run = Run(method, kind, concept, folder, rows, model, resolved, work_folder(), tracker)
         tracker.dataset(concept, run.data_hash, str(folder))
         finished = cache_path(run.workdir, run.key)
@@ -113,10 +124,28 @@ def train_once(
             tracker.metrics(peak_memory())
         if out is not None:
             copy_as(finished, out, dtype)
-            tracker.files([out], "adapter")
+            config = _write_config(out, run, base, dtype)
+            tracker.files([out, config], "adapter")
     return finished, reused
 
 
 def _check(kind: str, settings: TrainSettings) -> None:
     if kind == "style" and settings.restyle:
         raise B4MError("restyle is for contents: a style is what restyled copies would take away")
+
+
+def _write_config(out: Path, run: "Run[TrainSettings]", base: str, dtype: str) -> Path:
+    """What starts this training again, beside its adapter; the base's own values are in it."""
+    from b4m.training.config import config_beside, write_config
+
+    arguments = {
+        "kind": run.kind,
+        "method": run.training,
+        "data": str(run.folder),
+        "concept": run.concept,
+        "out": str(out),
+        "base": base,
+        "dtype": dtype,
+    }
+    comments = {"b4m": code_version(), "base": run.base.hash, "data": run.data_hash}
+    return write_config(config_beside(out), arguments | run.settings.model_dump(), comments)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from b4m.training.key import key
-from b4m.training.loop import Batch, ParameterGroup, fit
+from b4m.training.loop import Batch, fit
+from b4m.training.state import ParameterGroup
 from b4m_mini.recipe import Training
 from b4m_mini.tiles import Tiles
 

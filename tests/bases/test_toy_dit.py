@@ -20,7 +20,8 @@ from b4m.data.cache import Cache
 from b4m.data.manifest import read_manifest, training_rows
 from b4m.errors import B4MError
 from b4m.files import describe, read_adapter, write_adapter
-from b4m.training.training_set import Noise, denoising_losses, read_training_set
+from b4m.training.losses import Noise, denoising_losses
+from b4m.training.training_set import read_training_set
 from tests.toy_dit.build import write_toy
 from tests.toy_dit.family import FAMILY, LINEARS
 
@@ -77,7 +78,8 @@ def shown(base: Base, data: Path, kind: str, work: Path) -> tuple[torch.Tensor, 
     examples = read_training_set(data, rows, base, Cache(work, base))
     generator = torch.Generator().manual_seed(99)
     picks = [index % len(rows) for index in range(32)]
-    x0_BCHW, text = examples.sample(picks, generator, base.device)
+    shown = examples.draw(picks, generator).to(base.device)
+    x0_BCHW, text = shown.x0_BCHW, shown.text
     return x0_BCHW, Noise.sample(base, 32, generator), text
 
 

@@ -11,7 +11,8 @@ from b4m.bases.base import Base
 from b4m.bases.sampling import attached
 from b4m.data.cache import Cache
 from b4m.data.manifest import read_manifest, training_rows
-from b4m.training.training_set import Noise, denoising_losses, read_training_set
+from b4m.training.losses import Noise, denoising_losses
+from b4m.training.training_set import read_training_set
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ def loss_of(
         examples = read_training_set(prepared, rows, base, Cache(tmp_path, base))
         generator = torch.Generator().manual_seed(99)
         picks = [index % len(rows) for index in range(64)]
-        x0_BCHW, text = examples.sample(picks, generator, base.device)
+        shown = examples.draw(picks, generator).to(base.device)
+        x0_BCHW, text = shown.x0_BCHW, shown.text
         noise = Noise.sample(base, 64, generator)
         with torch.no_grad(), attached(base, adapter):
             return float(denoising_losses(base.model, base, x0_BCHW, noise, text).mean())

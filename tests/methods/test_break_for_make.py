@@ -12,6 +12,7 @@ from b4m.adapters.adapter import Adapter
 from b4m.adapters.attach import AdaptedModel
 from b4m.adapters.deltas import PLP, learnable_size
 from b4m.adapters.lowrank import LowRank
+from b4m.adapters.routed import GradientRouted
 from b4m.bases.base import Base
 from b4m.data.manifest import partner_rows, read_manifest, write_manifest
 from b4m.errors import B4MError
@@ -20,12 +21,11 @@ from b4m.merging.context import MergeContext
 from b4m.methods import break_for_make
 from b4m.methods.break_for_make import (
     BreakSettings,
-    GradientRouted,
     MakeSettings,
     joined,
     main_factor,
 )
-from b4m.training.training_set import Noise, denoising_losses
+from b4m.training.losses import Noise, denoising_losses
 from tests import runs
 
 FAST = {

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from b4m.errors import B4MError
 from b4m.training import key as keys
-from b4m.training import loop
 from b4m.training.checkpoint import checkpoint_path, read_checkpoint
 from b4m.training.key import key
-from b4m.training.loop import Batch, LoopConfig, ParameterGroup, fit
-from b4m.training.schedule import rate_factor
+from b4m.training.loop import Batch, LoopConfig, fit
+from b4m.training.state import ParameterGroup
 
 TARGETS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 
@@ -227,7 +226,8 @@ def test_reports_are_means_and_end_with_the_last_step(tmp_path: Path) -> None:
     assert watch.images == [10, 20]
     wanted = float(torch.stack(seen[10:20]).mean())
     assert watch.seen[20]["content/loss"] == pytest.approx(wanted)
-    names = ("loss", "distance", "grad_norm", "lr", "steps_per_second")
+    speed = ("steps_per_second", "images_per_second", "peak_gib")
+    names = ("loss", "distance", "grad_norm", "lr", *speed)
     assert set(watch.seen[20]) == {f"content/{name}" for name in names}
     assert watch.seen[20]["content/lr"] == 0.05
     assert watch.seen[20]["content/steps_per_second"] > 1
@@ -282,7 +282,7 @@ def test_a_gradient_that_overflows_with_the_scaled_loss_is_left_to_the_scaler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
-    monkeypatch.setattr(loop.torch.amp, "GradScaler", lambda device, enabled: scaler)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler)
 
     def huge(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return {"loss": 1e33 * model.place.sum()}  # type: ignore[operator,union-attr]
@@ -348,23 +348,6 @@ def test_the_result_is_the_average_of_the_steps_where_one_is_asked_for(tmp_path:
     torch.testing.assert_close(previewed[0], averages[20])
     assert len(places) == 30
     assert not torch.allclose(places[-1], averages[30], atol=1e-3)
-
-
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
-def test_schedules_fall_as_those_of_diffusers_do(schedule: str) -> None:
-    from diffusers.optimization import get_scheduler
-
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    name = "constant_with_warmup" if schedule == "constant" else schedule
-    theirs = get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=40)
-    for index in range(40):
-        if index >= 5:  # their warm-up starts with a step of rate zero
-            expected = optimizer.param_groups[0]["lr"]
-            assert rate_factor(schedule, index, 40, 5) == pytest.approx(expected, abs=1e-12)
-        else:
-            assert rate_factor(schedule, index, 40, 5) == pytest.approx((index + 1) / 5)
-        optimizer.step()
-        theirs.step()
 
 
 @pytest.mark.parametrize(

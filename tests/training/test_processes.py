@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from b4m.training.loop import Batch, LoopConfig, ParameterGroup, fit
+from b4m.training.loop import Batch, LoopConfig, fit
+from b4m.training.state import ParameterGroup
 
 TARGETS = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
 

@@ -158,7 +158,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
     out = work / "again.safetensors"
     arguments = ("style", prepared, "stripes", out, "lora", str(tiny_base))
     with monkeypatch.context() as patched:
-        patched.setattr("b4m.training.loop.write_checkpoint", stop)
+        patched.setattr("b4m.training.state.write_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             verbs.train(*arguments, settings=settings)
     assert not out.exists()

@@ -8,7 +8,9 @@ from b4m.bases.base import Base
 from b4m.data.cache import Cache
 from b4m.data.images import fit_square, load_image
 from b4m.data.manifest import read_manifest, training_rows
-from b4m.training.training_set import Augmentation, Noise, denoising_losses, read_training_set
+from b4m.training.losses import Noise, denoising_losses
+from b4m.training.settings import Objective
+from b4m.training.training_set import Augmentation, read_training_set
 
 
 def test_draws_have_the_posteriors_mean_and_spread(
@@ -16,7 +18,8 @@ def test_draws_have_the_posteriors_mean_and_spread(
 ) -> None:
     rows = training_rows(read_manifest(prepared), "style", "stripes")
     examples = read_training_set(prepared, rows, base, Cache(tmp_path, base))
-    draws, text = examples.sample([2] * 4000, torch.Generator().manual_seed(0), base.device)
+    shown = examples.draw([2] * 4000, torch.Generator().manual_seed(0))
+    draws, text = shown.x0_BCHW, shown.text
     image = fit_square(load_image(prepared / rows[2].file), base.pixels)
     mean, std = base.encode_images([image])
     torch.testing.assert_close(draws.mean(0), mean[0], atol=float(6 * std.max() / 63), rtol=0)
@@ -34,7 +37,7 @@ def test_flips_show_each_side_half_of_the_time(base: Base, prepared: Path, tmp_p
     examples = read_training_set(prepared, rows, base, Cache(tmp_path, base), flipped)
     image = fit_square(load_image(prepared / rows[0].file), base.pixels)
     means = base.encode_images([image, ImageOps.mirror(image)])[0]
-    draws, _ = examples.sample([0] * 400, torch.Generator().manual_seed(0), base.device)
+    draws = examples.draw([0] * 400, torch.Generator().manual_seed(0)).x0_BCHW
     distances = torch.stack([(draws - mean).flatten(1).norm(dim=1) for mean in means])
     share = (distances.argmin(0) == 1).float().mean()
     assert 0.4 < share < 0.6
@@ -47,7 +50,9 @@ def test_losses_are_the_mean_squared_error_of_each_example(base: Base) -> None:
     text = base.encode_prompts(["a", "b", "c"])
     with torch.no_grad():
         loss_B = denoising_losses(base.model, base, x0, noise, text)
-        weighted_B = denoising_losses(base.model, base, x0, noise, text, min_snr_gamma=5.0)
+        weighted_B = denoising_losses(
+            base.model, base, x0, noise, text, Objective(min_snr_gamma=5.0)
+        )
         for index in range(3):
             row = slice(index, index + 1)
             noisy = base.noising.add(x0[row], noise.noise_BCHW[row], noise.t_B[row])

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from b4m.bases import latents
-from b4m.bases.base import Base, Conditioning, StepCallback
+from b4m.bases.base import Base, Conditioning, Frame, StepCallback
 from b4m.bases.family import Family
 from b4m.bases.noising import Diffusion
 from b4m.bases.sdxl.family import ATTENTION, FAMILY
@@ -32,7 +32,8 @@ class SDXLBase(Base):
     text (SDXL base 1.0: zeros).
 
     Conditioning holds "hidden" (B, T, D), the next-to-last hidden states of both encoders side by
-    side, and "pooled" (B, P), the projection of the second.
+    side, "pooled" (B, P), the projection of the second, and where images are not of the base's own
+    square "time_ids" (B, 6), what `framed` tells of them.
     """
 
     family: ClassVar[Family] = FAMILY
@@ -141,6 +142,14 @@ class SDXLBase(Base):
         self.to_device()
         return latents.decode(self.vae, self.device, latents_BCHW)
 
+    def framed(self, text: Conditioning, frames: Sequence[Frame]) -> Conditioning:
+        """Add SDXL's size conditioning, "time_ids" (B, 6), of these frames."""
+        rows = [
+            [*reversed(one.original), *reversed(one.corner), *reversed(one.size)] for one in frames
+        ]
+        time_ids_B6 = torch.tensor(rows, dtype=torch.float32)
+        return Conditioning({**text.tensors, "time_ids": time_ids_B6})
+
     def time_ids(self, count: int) -> Tensor:
         """SDXL's size conditioning (n, 6): original size, crop corner, target size, in pixels."""
         side = float(self.pixels)
@@ -151,13 +160,15 @@ class SDXLBase(Base):
         self, model: nn.Module, latents_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning
     ) -> Tensor:
         """One call of the UNet: its raw output (noise or velocity) in float32."""
+        told = conditioning.tensors.get("time_ids")
+        time_ids = self.time_ids(len(latents_BCHW)) if told is None else told.to(self.dtype)
         output = model(
             latents_BCHW.to(self.dtype),
             t_B,
             encoder_hidden_states=conditioning.tensors["hidden"].to(self.dtype),
             added_cond_kwargs={
                 "text_embeds": conditioning.tensors["pooled"].to(self.dtype),
-                "time_ids": self.time_ids(len(latents_BCHW)),
+                "time_ids": time_ids,
             },
             return_dict=False,
         )
