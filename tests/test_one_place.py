@@ -58,7 +58,7 @@ def texts(file: Path) -> Iterator[str]:
             yield node.value
 
 
-@pytest.mark.parametrize("room", ["adapters", "merging", "train"])
+@pytest.mark.parametrize("room", ["adapters", "merging", "training"])
 def test_a_room_without_a_base_names_none_but_in_prose(room: str) -> None:
     families = re.compile("sdxl|flux|stable.?diffusion|unet", re.I)
     wrong = [

@@ -31,7 +31,7 @@ def with_config(argv: Sequence[str]) -> list[str]:
     if not following or not following[0]:
         raise B4MError("--config needs a value")
     del arguments[place : place + (2 if flag == "--config" else 1)]
-    from b4m.training.config import read_config
+    from b4m.verbs.config import read_config
 
     path, given = Path(following[0]), _given(arguments)
     values = {name: value for name, value in read_config(path).items() if name not in given}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from b4m.data.images import SUFFIXES
+from b4m.data.images import FORMATS, SUFFIXES
 from b4m.errors import B4MError
 
 _MARK = ".mask"
@@ -34,11 +34,11 @@ def read_mask(image: Path) -> Image.Image | None:
     """
     path = mask_file(image)
     try:
-        with Image.open(image) as opened:
+        with Image.open(image, formats=FORMATS) as opened:
             whole = ImageOps.exif_transpose(opened)
         if not path.is_file():
             return _transparency(whole)
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             mask = ImageOps.exif_transpose(opened).convert("L")
     except OSError as error:
         raise B4MError(f"mask {path} cannot be read ({error}); replace it") from None

@@ -24,7 +24,8 @@ PLAIN = Objective.model_validate({})
 
 _ERRORS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "mse": lambda e, d: e.square(),
-    "huber": lambda e, d: 2 * d * ((e.square() + d * d).sqrt() - d),
+    # the difference of the root and d, without its rounding where e is small
+    "huber": lambda e, d: 2 * d * e.square() / ((e.square() + d * d).sqrt() + d),
     "l1": lambda e, d: e.abs(),
 }
 # From a uniform number to a share of the time's range with this density, by the inverse of its

@@ -136,7 +136,7 @@ def _check(kind: str, settings: TrainSettings) -> None:
 
 def _write_config(out: Path, run: "Run[TrainSettings]", base: str, dtype: str) -> Path:
     """What starts this training again, beside its adapter; the base's own values are in it."""
-    from b4m.training.config import config_beside, write_config
+    from b4m.verbs.config import config_beside, write_config
 
     arguments = {
         "kind": run.kind,

@@ -8,9 +8,9 @@ import pytest
 from b4m import cli
 from b4m.errors import B4MError
 from b4m.settings import resolve
-from b4m.training.config import read_config, write_config
-from b4m.training.kohya import translate
 from b4m.training.settings import PairSettings
+from b4m.verbs.config import read_config, write_config
+from b4m.verbs.kohya import translate
 
 RUN = """\
 # a comment

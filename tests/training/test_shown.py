@@ -32,7 +32,7 @@ def write(path: Path, mode: str = "RGB", size: tuple[int, int] = (32, 32), seed:
         pixels[..., 3] = 255
         pixels[:, : size[0] // 2, 3] = 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.squeeze(), mode).save(path)
+    Image.fromarray(pixels.squeeze()).save(path)
     return path
 
 

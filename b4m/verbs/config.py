@@ -7,7 +7,7 @@
     out: runs/mine/octopus.safetensors
     rank: 16
 
-A file that ends in .toml is one of kohya's sd-scripts (`b4m.training.kohya`). Beside every trained
+A file that ends in .toml is one of kohya's sd-scripts (`b4m.verbs.kohya`). Beside every trained
 adapter lies its resolved configuration, with the values that the base brought: it starts the same
 training again, which ends with the same bytes.
 """
@@ -32,7 +32,7 @@ def read_config(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise B4MError(f"the configuration {path} does not exist")
     if path.suffix == ".toml":
-        from b4m.training.kohya import read_kohya
+        from b4m.verbs.kohya import read_kohya
 
         return read_kohya(path)
     with needs("train", "a configuration in YAML"):
