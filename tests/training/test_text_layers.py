@@ -16,6 +16,8 @@ from b4m.bases.sampling import encode_prompts_with, sample
 from b4m.errors import B4MError
 from b4m.files import read_adapter
 from b4m.training import checkpoint
+from b4m.training.text_layers import TextLayers
+from tests import runs
 
 SETTINGS = {"rank": 2, "steps": 6, "batch_size": 2, "accumulation": 1, "lr": 1e-2}
 TEXT = {**SETTINGS, "text_lr": 1e-2, "text_rank": 3}
@@ -176,3 +178,28 @@ def test_restyled_copies_are_for_contents(work: Path, tiny_base: Path, prepared:
         settings={**SETTINGS, "restyle": 0.5, "restyle_copies": 4},
     )  # fmt: skip
     assert out.read_bytes() != plain
+
+
+def test_encoders_are_chosen_with_ranks_rates_and_an_end_of_their_own(
+    tmp_path: Path, prepared: Path, base: Base
+) -> None:
+    def layers(**settings: object) -> TextLayers:
+        run = runs.open_run(
+            "lora", "style", prepared, "stripes", base, tmp_path, **TEXT, **settings
+        )
+        return TextLayers(run)
+
+    second = layers(text_encoders="second", text_rank_2=1, text_stop=0.5)
+    assert {name.split(".")[0] for name in second.deltas} == {"text_encoder_2"}
+    assert {delta.rank for delta in second.deltas.values()} == {1}
+    assert [group.until for group in second.groups] == [3], "half of six steps"
+    first = layers(text_encoders="first", text_rank_2=1, text_lr_2=1e-3)
+    assert {name.split(".")[0] for name in first.deltas} == {"text_encoder"}
+    assert {delta.rank for delta in first.deltas.values()} == {3}
+    both = layers(text_lr_2=1e-3)
+    rates = {
+        group.optimizer.param_groups[0]["lr"]: {name.split(".")[0] for name in group.parameters}
+        for group in both.groups
+    }
+    assert rates == {1e-2: {"text_encoder"}, 1e-3: {"text_encoder_2"}}
+    assert [group.until for group in layers().groups] == [None]
