@@ -98,7 +98,7 @@ def register(
     labels = {key: cut(value, LONGEST_TAG) for key, value in {**tags, **known}.items() if value}
     made = client.create_model_version(
         name,
-        source.model_uri,
+        source.artifact_location,  # a models: address would be looked up in the global store
         run.run_id,
         tags=labels,
         description=(model / "README.md").read_text(encoding="utf-8"),
@@ -120,6 +120,9 @@ def champion(client: Any, name: str) -> tuple[str, Score] | None:
 
 def _log(client: Any, model: Path, usage: Usage, run: Tracker) -> Any:
     """The adapter as an MLflow model, the outcome of its run."""
+    from b4m import torchvision_guard
+
+    torchvision_guard.install()  # MLflow imports peft
     import mlflow.diffusers
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
