@@ -194,8 +194,9 @@ class NamedFamily(Family):
         return self.parts[number] if number else ""
 
     def _inside(self, name: str, term: str) -> bool:
-        flat = term.replace(".", "_")  # kohya's names have underscores for dots
-        return f"_{flat}_" in f"_{name.replace('.', '_')}_"
+        # kohya's names have underscores for dots
+        flat, path = (text.partition("@")[0].replace(".", "_") for text in (term, name))
+        return f"_{flat}_" in f"_{path}_"
 
 
 def split(stem: str) -> tuple[str, str]:

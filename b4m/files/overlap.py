@@ -17,6 +17,7 @@ for unequal ranks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -206,7 +207,7 @@ def compare_files(paths: Sequence[str | Path]) -> dict[str, Any]:
         blocks.setdefault(block, []).append(found)
         networks.setdefault(network, []).append(found)
     whole = met(networks.get("denoiser") or [one for found in blocks.values() for one in found])
-    by_block = {block: met(blocks[block]) for block in sorted(blocks, key=_is_text)}
+    by_block = {block: met(blocks[block]) for block in sorted(blocks, key=_place_of)}
     return {
         "files": [str(path) for path in paths],
         "base": family.title,
@@ -226,8 +227,10 @@ def _place(name: str, adapters: Sequence[Adapter], family: Family) -> tuple[str,
     return network, family.part(network, module) or "text_encoder"
 
 
-def _is_text(block: str) -> bool:
-    return block.startswith("text_encoder")
+def _place_of(block: str) -> tuple[bool, list[tuple[str, int]]]:
+    """Text encoders behind the denoiser's blocks, and block 10 behind block 2."""
+    words = re.findall(r"(\D*)(\d*)", block)
+    return block.startswith("text_encoder"), [(word, int(n or -1)) for word, n in words]
 
 
 def advice(whole: Meeting, blocks: Mapping[str, Meeting]) -> list[str]:
@@ -241,7 +244,8 @@ def advice(whole: Meeting, blocks: Mapping[str, Meeting]) -> list[str]:
     norms = [norm for norm in whole.norms if norm > 0]
     if len(norms) > 1 and max(norms) > _UNEQUAL * min(norms):
         said.append(_unequal(whole.norms))
-    if whole.strength < 0.9:
+    # Adapters at right angles have a longer sum too, which does not oversaturate.
+    if any(pair.cosine > _ALIKE for pair in whole.pairs.values()):
         said.append(
             f"A plain sum is {1 / whole.strength:.1f} times as strong as the strongest; "
             f"--auto-strength multiplies it by {whole.strength:.2f}."

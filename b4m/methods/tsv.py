@@ -20,7 +20,7 @@ from torch import Tensor
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lowrank import LowRank
 from b4m.merging.context import MergeContext
-from b4m.merging.layerwise import merge_layers
+from b4m.merging.layerwise import merge_layers, weighted_sum
 from b4m.methods import Merge
 from b4m.settings import MergeSettings
 
@@ -41,6 +41,8 @@ def tsv(pairs: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
         for left, sigma, right in [pair.svd()]
         for kept in [(sigma > _NEGLIGIBLE * sigma.sum()) & (weight != 0)]
     ]
+    if not any(len(sigma) for _, sigma, _ in parts):
+        return weighted_sum(pairs, weights)  # zero, as a layer that keeps its ranks
     left_OR = orth(torch.cat([left for left, _, _ in parts], dim=1))
     right_IR = orth(torch.cat([right for _, _, right in parts], dim=1))
     sigma_R = torch.cat([sigma for _, sigma, _ in parts])

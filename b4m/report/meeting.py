@@ -19,7 +19,7 @@ _ADAPTERS = ("#4c5c96", "#c0724a", "#5b9279", "#a55a8d", "#8a8a3c", "#3c8a94")
 _COSINE, _READS, _WRITES = "#55606e", "#2a6f8f", "#7fb3a6"
 _INK, _PALE, _GROUND = "#222222", "#d9d9d9", "#ffffff"
 _MARGIN, _BAR, _GAP, _HEAD, _LINE = 16, 7, 9, 46, 17
-_PANEL, _BETWEEN = 150, 36
+_PANEL, _BETWEEN = 150, 50
 _SHORT = 30  # letters of a file's name that are shown
 
 Facts = Mapping[str, Any]
@@ -150,8 +150,9 @@ def _pair(
     overlap = _Axis(left + _PANEL + _BETWEEN, 0.0, 1.0)
     sheet.text(left, top - 38, f"cosine {label}")
     x = overlap.left
-    title = f"{label} in common:".strip()
-    for word, ink in ((title, _INK), ("reads", _READS), ("writes", _WRITES)):
+    title = f"overlap {label}".strip()
+    words = ((f"{title}:", _INK), ("reads", _READS), ("writes", _WRITES), ("| chance", _INK))
+    for word, ink in words:
         sheet.text(x, top - 38, word, ink=ink)
         x += sheet.font.getlength(f"{word} ") / _SCALE
     high = row_height * len(rows)

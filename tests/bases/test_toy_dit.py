@@ -333,7 +333,7 @@ def test_what_the_family_does_not_know_is_refused_in_its_name(
         verbs.train("content", prepared, "teapot", out, "blora", toy, settings=TRAINING)
     monkeypatch.setattr(type(FAMILY), "role_of", lambda self, module: "")
     with pytest.raises(B4MError, match="layer prior is not known for toy DiT"):
-        verbs.merge(pair, out, "duolora", toy, prepared, settings={**LEARNING, "seed": 1})
+        verbs.merge(pair, out, "duolora", toy, prepared, settings=LEARNING)
     assert describe(trained["content"])["norm_by_role"] == {}
     assert not out.exists()
 

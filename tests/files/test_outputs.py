@@ -26,7 +26,7 @@ def drawn(unet: torch.nn.Module, seed: int) -> Adapter:
     return Adapter({n: draw(m, 2 + k % 3, seed + k) for k, (n, m) in enumerate(linears.items())})
 
 
-@pytest.mark.parametrize("form", ["diffusers", "kohya", "comfyui"])
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_files_of_one_rank_in_16_bit_are_exchanged_in_place_by_diffusers(
     form: str, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -104,6 +104,15 @@ def test_files_are_compared_block_by_block_and_as_a_table(three: list[Path]) -> 
     assert [row.split()[0] for row in rows] == [*facts["blocks"], "together"]
 
 
+def test_blocks_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = [f"diffusion_model.double_blocks.{k}.img_attn.proj" for k in range(12)]
+    layers = {name: pair(k, 4, 4, 2) for k, name in enumerate(names)}
+    text = {"text.text_encoder.text_model.encoder.layers.0.mlp.fc1": pair(9, 4, 4, 2)}
+    file = write_adapter(tmp_path / "a.safetensors", Adapter(layers, text_layers=text))
+    blocks = [*compare_files([file, file])["blocks"]]
+    assert blocks == [*(f"double_blocks.{k}" for k in range(12)), "text_encoder"]
+
+
 def test_of_three_files_every_two_are_compared(three: list[Path]) -> None:
     facts = compare_files(three)
     assert set(facts["together"]["pairs"]) == {"1-2", "1-3"}, "2 and 3 have no layer in common"

@@ -104,6 +104,7 @@ NAMED = {
         "diffusion_model.double_blocks.11.img_attn.proj",
     ),
     "unknown": ("transformer.future.1.mixer", "transformer.future.11.mixer"),
+    "convolutions": ("unet.future.1@3x3", "unet.future.11@3x3"),
 }
 
 
