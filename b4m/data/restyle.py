@@ -3,7 +3,7 @@
 A content that is learned from one image alone keeps that image's colours and lines, and lets no
 style through. Shown in many looks, each named in its caption, it is what the looks have in common.
 
-    palette    brightness becomes a ramp of random colours
+    palette    brightness becomes a ramp between one or two random hues, dark, pale or negative
     hatching   parallel waves of random direction, width and tint
     wash       fills run together and vary in blotches
     grain      coarse noise
@@ -97,23 +97,28 @@ def _spread(plane: Plane, size: int) -> Plane:
 
 
 def _palette(random: Random, rgb: Plane, light: Plane) -> tuple[Plane, str]:
-    """Brightness as a ramp of random colours, partly mixed with the old ones; and its words."""
-    hues = [random.random() for _ in range(_KNOTS)]
-    if random.random() < 0.5:  # two families of hues, as painters choose them
-        hues = [hues[index % 2] + random.uniform(-0.04, 0.04) for index in range(_KNOTS)]
+    """Brightness as a ramp between one or two hues; and words for it, "dark teal and gold"."""
+    hues = [random.random() for _ in range(2 if random.random() < 0.8 else 1)]
+    knots = [hues[k % len(hues)] + random.uniform(-0.03, 0.03) for k in range(_KNOTS)]
     values = sorted(random.uniform(0.05, 1.0) for _ in range(_KNOTS))
+    paleness = random.uniform(0.25, 1.0)
+    saturations = [min(1.0, paleness + random.uniform(-0.15, 0.15)) for _ in range(_KNOTS)]
+    words = ["dark"] if sum(values) / _KNOTS < 0.4 else []
+    words += ["pale"] if paleness < 0.5 else []
     if random.random() < 0.15:
         values.reverse()
+        words.append("negative")
     colours = np.array(
         [
-            colorsys.hsv_to_rgb(hue % 1.0, random.uniform(0.25, 1.0), value)
-            for hue, value in zip(hues, values, strict=True)
+            colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
+            for hue, saturation, value in zip(knots, saturations, values, strict=True)
         ]
     )
     at = np.linspace(light.min(), light.max() + 1e-6, _KNOTS)
     painted = np.stack([np.interp(light, at, colours[:, k]) for k in range(3)], axis=2)
     named = dict.fromkeys(_HUES[int(hue % 1.0 * len(_HUES))] for hue in hues)
-    return _mix(rgb, painted, min(1.0, random.uniform(0.4, 1.5))), " and ".join(list(named)[:2])
+    words.append(" and ".join(named))
+    return _mix(rgb, painted, min(1.0, random.uniform(0.6, 1.6))), " ".join(words)
 
 
 def _plain(random: Random, noise: np.random.Generator, image: Plane) -> Plane:

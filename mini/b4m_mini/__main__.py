@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     option("--recipe", choices=RECIPES, default="laptop", help="see b4m_mini/recipe.py")
     option("--steps", type=int, help="optimizer steps instead of the recipe's")
     option("--batch-size", type=int, help="images per step instead of the recipe's")
+    option("--start", default="", help="base: folder of a mini-SDXL that is trained further")
+    option("--lr", type=float, help="base: peak learning rate instead of the recipe's")
     option("--workers", type=int, help="processes that render; one per core if left out")
     try:
         _run(parser.parse_args(argv))
@@ -51,6 +53,9 @@ def _run(arguments: argparse.Namespace) -> None:
     for name in ("vae", "base", "clip"):
         part = getattr(recipe, name)
         recipe = replace(recipe, **{name: replace(part, loop=replace(part.loop, **changes))})
+    recipe = replace(recipe, base=replace(recipe.base, start=arguments.start))
+    if arguments.lr:
+        recipe = replace(recipe, base=replace(recipe.base, lr=arguments.lr))
     built = tiles.build(archives, arguments.work, recipe, workers)
     if arguments.command == "publish":
         publish.publish(archives, built, Path("data"), workers)

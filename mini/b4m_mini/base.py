@@ -3,33 +3,35 @@
 tiles -> autoencoder (frozen) -> latent means and deviations, kept in memory
 captions -> many wordings per cell, tokenized once
 other contents: the drawn cells of all other base contents, some called by their class
-synthetic styles: cells of all base contents, restyled, a word for each style
+synthetic styles: base cells restyled at random, and blends of painted styles, both described
 step: cells drawn by weight, a wording each, noise, v-prediction, mean squared error
 """
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from b4m.bases.base import pick_device
 from b4m.bases.noising import Diffusion
+from b4m.data.restyle import restyle
 from b4m.testing import build_pipeline, write_recipe
 from b4m.training.loop import Batch
 from b4m_mini import captions, trainer
 from b4m_mini.catalog import DRAWN, PAINTED
 from b4m_mini.grid import Cell
 from b4m_mini.recipe import BaseRecipe
-from b4m_mini.tiles import Tiles, core_contents, restyled
+from b4m_mini.tiles import Tiles, core_contents, shrunk
 
-SYNTHETIC_STYLES = 256  # at the most, each with a word of its own
-DRAWINGS = 32  # kept in memory of each synthetic style
+NAMED_BELOW = 0.4  # share of restyled drawings whose own style is named as well
 UNNAMED = 0.3  # share of other contents, and of those in a synthetic style, that have no name
 
 
@@ -63,7 +65,13 @@ def train(tiles: Tiles) -> None:
     The trained autoencoder lies in `tiles.work/vae`, the result in `tiles.work/mini-sdxl`.
     """
     device, recipe, tokenizer = pick_device("auto"), tiles.recipe.base, tiles.tokenizer()
-    pipeline = build_pipeline(tiles.recipe.architecture, tokenizer, recipe.loop.seed)
+    if recipe.start:
+        pipeline = StableDiffusionXLPipeline.from_pretrained(
+            recipe.start, torch_dtype=torch.float32
+        )
+        pipeline.tokenizer = pipeline.tokenizer_2 = tokenizer
+    else:
+        pipeline = build_pipeline(tiles.recipe.architecture, tokenizer, recipe.loop.seed)
     pipeline.vae = AutoencoderKL.from_pretrained(tiles.work / "vae").to(device).eval()
     parts = pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2
     if device.type == "cpu":  # plain attention: three times faster here than the fused kernel
@@ -120,15 +128,12 @@ def _gather(
     named = [p for p in base if cells[p].content.id in known]
     drawn = [p for p in base if cells[p].style.kind == DRAWN]
     others = [p for p in drawn if cells[p].content.id not in known]
-    taken = [f"{c.content.name} {c.content.class_word} {c.style.words}" for c in cells]
-    words = captions.free_words(tokenizer, taken, SYNTHETIC_STYLES)
-    picked = random.Random(recipe.loop.seed).choices(drawn, k=len(words) * DRAWINGS)
     side = int(vae.config["sample_size"])
-    images = [tiles.tensor(some, device, side) for some in (named, others, picked) if some]
-    images[-1] = restyled(images[-1], [place // DRAWINGS for place in range(len(picked))])
+    images = [tiles.tensor(some, device, side) for some in (named, others) if some]
+    copies, called = _described(tiles, drawn, named, side)
+    images += [copies.to(device), shrunk(tiles.blended, range(len(tiles.blends)), device, side)]
     mean, deviation = _latents(vae, torch.cat(images))
-    styles = [replace(cells[p].style, words=words[i // DRAWINGS]) for i, p in enumerate(picked)]
-    called = [replace(cells[p], style=style) for p, style in zip(picked, styles, strict=True)]
+    called += tiles.blends
     vague = replace(recipe, nameless=UNNAMED)
     parts = [
         ([cells[p] for p in named], recipe),
@@ -143,9 +148,31 @@ def _gather(
     weights = [
         chance * (1.0 - share - recipe.synthetic),
         torch.full((len(others),), share / max(1, len(others))),
-        torch.full((len(picked),), recipe.synthetic / len(picked)),
+        torch.full((len(called),), recipe.synthetic / len(called)),
     ]
     return _Shown(mean, deviation, torch.cat(tokens).to(device), torch.cat(weights).to(device))
+
+
+def _described(
+    tiles: Tiles, drawn: list[int], named: list[int], side: int
+) -> tuple[Tensor, list[Cell]]:
+    """Base cells restyled at random, N x 3 x side x side, and the cells with words for that."""
+    recipe, cells = tiles.recipe.base, tiles.cells
+    random = Random(recipe.loop.seed)
+    painted = [p for p in named if cells[p].style.kind == PAINTED]
+    half = recipe.described // 2
+    picked = random.choices(drawn, k=recipe.described - half)
+    picked += random.choices(painted or drawn, k=half)
+    before = tiles.tensor(picked, torch.device("cpu"), side).permute(0, 2, 3, 1).numpy()
+    copies, called = [], []
+    for seed, (position, image) in enumerate(zip(picked, before, strict=True)):
+        copy, words = restyle(Image.fromarray(image), seed)
+        style = cells[position].style
+        if style.kind == PAINTED or random.random() < NAMED_BELOW:
+            words = f"{words} {style.words}"
+        copies.append(np.asarray(copy))
+        called.append(replace(cells[position], style=replace(style, words=words)))
+    return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2), called
 
 
 @torch.no_grad()
@@ -159,7 +186,7 @@ def _latents(vae: AutoencoderKL, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 def _tokens(cells: list[Cell], tokenizer: CLIPTokenizer, recipe: BaseRecipe) -> Tensor:
     """Token ids of several wordings per cell, N x V x T."""
-    generator = random.Random(recipe.loop.seed)
+    generator = Random(recipe.loop.seed)
     texts = [
         captions.caption(cell.content, cell.style, generator, recipe)
         for cell in cells

@@ -1,7 +1,6 @@
 """What people would write under a cell of the grid."""
 
 import random
-from collections.abc import Iterable
 
 import torch
 from transformers import CLIPTokenizer
@@ -26,21 +25,6 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     length = tokenizer.model_max_length
     found = tokenizer(texts, padding="max_length", truncation=True, max_length=length)
     return torch.tensor(found["input_ids"])
-
-
-def free_words(tokenizer: CLIPTokenizer, taken: Iterable[str], count: int) -> list[str]:
-    """Words for synthetic styles: each one token that names nothing else, so it can be learned.
-
-    Args:
-        tokenizer: of the base.
-        taken: texts whose words are out of the question.
-        count: how many; fewer come back where it has no more.
-    """
-    used = {word for text in taken for word in text.lower().replace("-", " ").split()}
-    ends = sorted(piece[:-4] for piece in tokenizer.get_vocab() if piece.endswith("</w>"))
-    free = [word for word in ends if len(word) > 2 and word.isalpha() and word not in used]
-    whole = [word for word in free if len(tokenizer.tokenize(word)) == 1]
-    return random.Random(count).sample(whole, min(count, len(whole)))
 
 
 def caption(content: Content, style: Style, generator: random.Random, recipe: BaseRecipe) -> str:

@@ -58,7 +58,8 @@ class Style:
         family: styles of one family share the drawing, so that a cell of one is the exact ground
             truth for another's content; empty where only the meaning agrees.
         held_out: never seen by the base.
-        painter: number of the painting network; -1 of a drawn style.
+        painter: number of the painting network, or numbers with shares ("3:0.6,7:0.4"); -1 of a
+            drawn style.
     """
 
     id: str
@@ -68,7 +69,7 @@ class Style:
     family: str
     held_out: bool
     package: Package
-    painter: int
+    painter: int | str
 
 
 def _style(row: dict[str, str]) -> Style:

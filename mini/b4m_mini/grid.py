@@ -151,22 +151,22 @@ def _painter() -> Any:
 _opened = lru_cache(maxsize=1)(Drawings)  # each process opens the archives once
 
 
-def _render_chunk(archive_folder: Path, positions: Sequence[int]) -> np.ndarray:
+def _render_chunk(archive_folder: Path, cells: Sequence[Cell]) -> np.ndarray:
     drawings = _opened(archive_folder)
-    return np.stack([np.asarray(drawings.render(drawings.cells[each])) for each in positions])
+    return np.stack([np.asarray(drawings.render(cell)) for cell in cells])
 
 
 def render(
-    archive_folder: Path, positions: Sequence[int], workers: int | None = None
+    archive_folder: Path, cells: Sequence[Cell], workers: int | None = None
 ) -> Iterator[np.ndarray]:
     """Render cells in parallel; tiles come as N x 128 x 128 x 3 uint8, in the order asked for.
 
     Args:
         archive_folder: folder of the npm archives.
-        positions: which cells, by their place in `Drawings.cells`.
+        cells: what to render.
         workers: processes; one per core if left out.
     """
-    chunks = [positions[start : start + 64] for start in range(0, len(positions), 64)]
+    chunks = [cells[start : start + 64] for start in range(0, len(cells), 64)]
     with ProcessPoolExecutor(workers) as pool:
         yield from pool.map(partial(_render_chunk, archive_folder), chunks)
 
@@ -183,9 +183,9 @@ def write(archive_folder: Path, out: Path, workers: int | None = None) -> str:
         SHA-256 over all pixels in order, the grid's identity.
     """
     fetch(archive_folder)
-    users = [(i, c) for i, c in enumerate(Drawings(archive_folder).cells) if c.for_users]
-    digest, rows = hashlib.sha256(), [cell.row() for _, cell in users]
-    tiles = chain.from_iterable(render(archive_folder, [i for i, _ in users], workers))
+    users = [cell for cell in Drawings(archive_folder).cells if cell.for_users]
+    digest, rows = hashlib.sha256(), [cell.row() for cell in users]
+    tiles = chain.from_iterable(render(archive_folder, users, workers))
     for row, tile in zip(rows, tiles, strict=True):
         digest.update(tile.tobytes())
         (out / row["file"]).parent.mkdir(parents=True, exist_ok=True)

@@ -42,15 +42,17 @@ class BaseRecipe(Training):
         painted: share of painted cells among those of the grid drawn for a step.
         others: share of drawn cells of the other base contents, a third of them called by their
             class: an adapter for a new thing starts from all shapes of a class, not from a few.
-        synthetic: share of cells in synthetic styles (`b4m.data.restyle`), of all base
-            contents, each style under a word of its own. With them, and with all painted styles,
-            adapters reach styles that the base has not.
+        synthetic: share of cells in synthetic styles: `described` ones, each restyled at random
+            and called by the words for that (`b4m.data.restyle`), and `blends` of two painted
+            styles, called by both names. With words that many styles share, adapters reach styles
+            that the base has not.
         unconditional: share of captions dropped (embeddings zeroed, as SDXL does).
         nameless: share of captions that call a content by its class alone, with a nonsense word
             before it, so that "a snq animal" means an animal not known yet.
         styleless: share of captions without style words.
         nonsense_style: share of captions with a nonsense word in place of the style words.
         variants: wordings prepared per cell.
+        start: folder of a mini-SDXL with the same tokenizer, trained further; none if empty.
     """
 
     painted: float = 0.35
@@ -60,6 +62,9 @@ class BaseRecipe(Training):
     nonsense_style: float = 0.12
     others: float = 0.2
     synthetic: float = 0.25
+    described: int = 10_000
+    blends: int = 4_000
+    start: str = ""
     variants: int = 48
 
 
@@ -115,6 +120,8 @@ RECIPES = {
             nameless=0.15,
             styleless=0.08,
             nonsense_style=0.1,
+            others=0.1,
+            synthetic=0.55,
         ),
         clip=ClipRecipe(_loop(1500, 128, warmup=200, ema_decay=0.995), 1e-3, weight_decay=0.1),
     ),

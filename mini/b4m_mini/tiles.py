@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from b4m.io import replacing
 from b4m.testing import learn_tokenizer
 from b4m_mini import captions, grid
 from b4m_mini.archives import fetch
-from b4m_mini.catalog import DRAWN, STYLE_CONTENTS, STYLES, Content
+from b4m_mini.catalog import DRAWN, PAINTED, STYLE_CONTENTS, STYLES, Content
 from b4m_mini.grid import Cell
 from b4m_mini.recipe import Recipe
 
@@ -28,12 +29,16 @@ class Tiles:
     Attributes:
         cells: N cells, content by content.
         images: N x 128 x 128 x 3 uint8, memory-mapped.
+        blends: M further cells in blends of two painted styles of the base, called by both names.
+        blended: their images, like `images`.
         recipe: all choices.
         work: folder of the array, the tokenizer, checkpoints and trained models.
     """
 
     cells: list[Cell]
     images: np.ndarray
+    blends: list[Cell]
+    blended: np.ndarray
     recipe: Recipe
     work: Path
 
@@ -43,16 +48,23 @@ class Tiles:
 
     def tensor(self, positions: list[int], device: torch.device, pixels: int) -> torch.Tensor:
         """Images as N x 3 x `pixels` x `pixels` uint8 on `device`."""
-        chunks = []
-        for start in range(0, len(positions), 512):
-            chunk = torch.from_numpy(self.images[positions[start : start + 512]]).to(device)
-            chunk = functional.interpolate(chunk.permute(0, 3, 1, 2).float(), pixels, mode="area")
-            chunks.append(chunk.round().to(torch.uint8))
-        return torch.cat(chunks)
+        return shrunk(self.images, positions, device, pixels)
 
     def tokenizer(self) -> CLIPTokenizer:
         """Both models' own: learned once, because the learner breaks ties by chance."""
         return CLIPTokenizer.from_pretrained(self.work / "tokenizer")
+
+
+def shrunk(
+    images_NHWC: np.ndarray, positions: Sequence[int], device: torch.device, pixels: int
+) -> torch.Tensor:
+    """Some of the uint8 images as N x 3 x `pixels` x `pixels` uint8 on `device`."""
+    chunks = [torch.empty((0, 3, pixels, pixels), dtype=torch.uint8, device=device)]
+    for start in range(0, len(positions), 512):
+        chunk = torch.from_numpy(images_NHWC[positions[start : start + 512]]).to(device)
+        chunk = functional.interpolate(chunk.permute(0, 3, 1, 2).float(), pixels, mode="area")
+        chunks.append(chunk.round().to(torch.uint8))
+    return torch.cat(chunks)
 
 
 def restyled(images_NCHW: torch.Tensor, styles: Sequence[int]) -> torch.Tensor:
@@ -78,19 +90,44 @@ def build(archive_folder: Path, work: Path, recipe: Recipe, workers: int | None 
     fetch(archive_folder)
     every = grid.Drawings(archive_folder).cells
     known = core_contents(every, recipe.contents)
-    selected = [
-        position
-        for position, cell in enumerate(every)
+    cells = [
+        cell
+        for cell in every
         if cell.style.kind == DRAWN or cell.content.held_out or cell.content.id in known
     ]
-    cells, path = [every[position] for position in selected], work / "tiles.npy"
-    if not path.exists() or len(np.load(path, mmap_mode="r")) != len(cells):
-        images = np.concatenate([*grid.render(archive_folder, selected, workers)])
-        with replacing(path) as partial, partial.open("wb") as stream:
-            np.save(stream, images)
+    mixed = blends(cells, known, recipe.base.blends, recipe.base.loop.seed)
+    rendered = [
+        _rendered(work / f"{name}.npy", archive_folder, some, workers)
+        for name, some in (("tiles", cells), ("blends", mixed))
+    ]
     if not (work / "tokenizer").exists():
         _learn_tokenizer(cells, recipe).save_pretrained(work / "tokenizer")
-    return Tiles(cells, np.load(path, mmap_mode="r"), recipe, work)
+    return Tiles(cells, rendered[0], mixed, rendered[1], recipe, work)
+
+
+def _rendered(path: Path, archives: Path, cells: list[Cell], workers: int | None) -> np.ndarray:
+    """Images of the cells, memory-mapped from `path`, where they are rendered once."""
+    if not path.exists() or len(np.load(path, mmap_mode="r")) != len(cells):
+        empty = np.empty((0, grid.PIXELS, grid.PIXELS, 3), np.uint8)
+        images = np.concatenate([empty, *grid.render(archives, cells, workers)])
+        with replacing(path) as partial, partial.open("wb") as stream:
+            np.save(stream, images)
+    return np.load(path, mmap_mode="r")
+
+
+def blends(cells: Sequence[Cell], known: frozenset[str], count: int, seed: int) -> list[Cell]:
+    """Known contents in blends of two painted base styles, the heavier one named first."""
+    random = Random(seed)
+    contents = dict.fromkeys(cell.content for cell in cells if cell.content.id in known)
+    painted = [s for s in STYLES.values() if s.kind == PAINTED and not s.held_out]
+    mixed = []
+    for content in random.choices(sorted(contents, key=lambda each: each.id), k=count):
+        share = random.uniform(0.5, 0.8)
+        heavy, light = random.sample(painted, 2)
+        painter = f"{heavy.painter}:{share:.3f},{light.painter}:{1 - share:.3f}"
+        words = f"{heavy.words} and {light.words}"
+        mixed.append(Cell(content, replace(heavy, id="blend", words=words, painter=painter)))
+    return mixed
 
 
 def _learn_tokenizer(cells: list[Cell], recipe: Recipe) -> CLIPTokenizer:

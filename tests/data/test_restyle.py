@@ -72,3 +72,23 @@ def test_colours_of_copies_differ_more_from_one_another_than_one_look_from_itsel
         [pixels(restyle(image, seed)[0])[20:44, 20:44].mean(axis=(0, 1)) for seed in range(40)]
     )
     assert means.std(axis=0).min() > 0.15
+
+
+def test_the_words_name_the_hues_that_are_seen() -> None:
+    hues = "red orange gold lime green teal cyan blue indigo violet pink crimson".split()
+    right = told = 0
+    for seed in range(60):
+        copy, words = restyle(drawing(), seed)
+        named = [hues.index(word) for word in words.split() if word in hues]
+        if not named:
+            continue  # black and white
+        hue, saturation, _ = (
+            np.asarray(plane, np.float64) for plane in copy.convert("HSV").split()
+        )
+        weight = saturation * (pixels(copy).min(axis=2) < 0.9)
+        seen = np.bincount((hue / 256 * 12).astype(int).ravel(), weight.ravel(), 12)
+        distance = [abs(int(seen.argmax()) - name) for name in named]
+        told += 1
+        right += min(min(d, 12 - d) for d in distance) <= 1
+    assert told > 30
+    assert right / told > 0.8

@@ -92,10 +92,9 @@ def _file(cell: grid.Cell) -> str:
 
 
 def _rendered(npm: Path, out: Path, workers: int) -> dict[str, bytes]:
-    drawn = [i for i, cell in enumerate(grid.Drawings(npm).cells) if cell.style.kind == DRAWN]
-    cells = grid.Drawings(npm).cells
+    drawn = [cell for cell in grid.Drawings(npm).cells if cell.style.kind == DRAWN]
     tiles = (tile for chunk in grid.render(npm, drawn, workers) for tile in chunk)
-    return {_file(cells[i]): tile.tobytes() for i, tile in zip(drawn, tiles, strict=True)}
+    return {_file(cell): tile.tobytes() for cell, tile in zip(drawn, tiles, strict=True)}
 
 
 def test_a_missing_archive_is_named(tmp_path: Path) -> None:

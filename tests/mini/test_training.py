@@ -49,11 +49,12 @@ def _world(work: Path) -> Tiles:
         TINY,
         contents=0,
         vae=VaeRecipe(replace(LOOP, steps=40), lr=3e-3),
-        base=BaseRecipe(LOOP, lr=1e-3, variants=4),
+        base=BaseRecipe(LOOP, lr=1e-3, variants=4, described=8, blends=0),
         clip=ClipRecipe(replace(LOOP, steps=60, batch_size=8), lr=2e-3, mosaics=4),
         vocabulary=600,
     )
-    built = Tiles(cells, np.stack(images), recipe, work)
+    none = np.empty((0, 128, 128, 3), np.uint8)
+    built = Tiles(cells, np.stack(images), [], none, recipe, work)
     tiles._learn_tokenizer(cells, recipe).save_pretrained(work / "tokenizer")
     return built
 
