@@ -1,8 +1,11 @@
 """Captions and prompts: where the trigger words go.
 
     content   "a snq animal in bold flat style"    the picture of the thing, and its look if known
-    style     "a lion in w@z style"                any picture in the style
-    merged    "a snq animal in w@z style"          what is asked of the merged adapter
+    style     "a lion in w@z ink style"            any picture in the style
+    merged    "a snq animal in w@z ink style"      what is asked of the merged adapter
+
+As in B4M's released prompts ("w@z yarn art style"), words for the style stand beside its trigger:
+the adapter then learns how this ink differs from ink as the base knows it.
 
 Partners of multi-correspondence training carry the same trigger as the concept would, plus the
 words for what they really are: "a lion in w@z flat sticker style", "a snq vehicle".
@@ -29,9 +32,9 @@ def style_caption(words: str, style_words: str = "") -> str:
     return " ".join(f"{words} in {STYLE_TRIGGER} {style_words} style".split())
 
 
-def merged_caption(class_word: str) -> str:
-    """Prompt for the content in the style."""
-    return style_caption(content_caption(class_word))
+def merged_caption(class_word: str, style_words: str = "") -> str:
+    """Prompt for the content in the style, each called as in its own captions."""
+    return style_caption(content_caption(class_word), style_words)
 
 
 def prior_caption(caption: str, trigger: str, class_word: str, kind: str) -> str:

@@ -155,7 +155,7 @@ def _row(file: Path, kind: str, concept: str, class_word: str, role: str) -> Man
     elif kind == "content":
         caption = content_caption(class_word)
     else:
-        caption = style_caption(_shown(file.stem))
+        caption = style_caption(_shown(file.stem), class_word)
     return ManifestRow("", kind, concept, caption, trigger, class_word, role, "", "")
 
 

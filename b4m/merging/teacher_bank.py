@@ -174,7 +174,7 @@ def read_concept_images(
     """
     reader = _Reader(base, folder, workdir)
     of_content, of_style = reader.shown([content, style])
-    joint = merged_caption(reader.rows([content, style])[0][0].class_word)
+    joint = merged_caption(*(rows[0].class_word for rows in reader.rows([content, style])))
     merged = content + style
 
     def read(images: TrainingSet, own: Adapter, other: Adapter) -> ConceptImages:

@@ -156,13 +156,13 @@ def _prompts(
         raise B4MError("nothing to sample: give a prompt, or a prepared folder that has them")
     rows = [row for row in read_manifest(Path(data)) if row.role == "train"]
     contents = {row.concept: row.class_word for row in rows if row.kind == "content"}
-    styles = list(dict.fromkeys(row.concept for row in rows if row.kind == "style"))
+    styles = {row.concept: row.class_word for row in rows if row.kind == "style"}
     if not contents or not styles:
         raise B4MError(f"{data} holds no pair of a content and a style; give a prompt")
     jobs = [
-        (merged_caption(word), content, style)
+        (merged_caption(word, style_words), content, style)
         for content, word in contents.items()
-        for style in styles
+        for style, style_words in styles.items()
         if content_name in ("", content) and style_name in ("", style)
     ]
     if not jobs:

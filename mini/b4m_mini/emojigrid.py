@@ -25,7 +25,7 @@ from b4m.settings import CONTENT_TRIGGER, STYLE_TRIGGER
 CONTENT_STYLE = "fluent-flat"
 _REFERENCES = 5
 # trigger of each kind, and the column that holds its class word
-_WORDS = {"content": (CONTENT_TRIGGER, "class_word"), "style": (STYLE_TRIGGER, "style_name")}
+_TRIGGERS = {"content": CONTENT_TRIGGER, "style": STYLE_TRIGGER}
 _COLUMNS = {"file", "content", "name", "class_word", "style", "style_name", "family", "split"}
 
 Cell = Mapping[str, str]
@@ -120,7 +120,7 @@ class _Grid:
             file="",
             kind="truth",
             concept=f"{content}+{style}",
-            caption=merged_caption(cell["class_word"]),
+            caption=merged_caption(cell["class_word"], _style_words(cell)),
             trigger=f"{CONTENT_TRIGGER} {STYLE_TRIGGER}",
             class_word=cell["class_word"],
             role="reference",
@@ -171,7 +171,12 @@ def _content_caption(cell: Cell) -> str:
 
 
 def _style_caption(cell: Cell) -> str:
-    return style_caption(with_article(cell["name"]))
+    return style_caption(with_article(cell["name"]), _style_words(cell))
+
+
+def _style_words(cell: Cell) -> str:
+    """The style's name where the base knows it, else what anyone would say who looks at it."""
+    return cell["style_name"] if _knows_style(cell) else cell.get("style_description", "")
 
 
 def _partner_caption(cell: Cell) -> str:
@@ -179,7 +184,6 @@ def _partner_caption(cell: Cell) -> str:
 
 
 def _rows(cells: Iterable[Cell], kind: str, role: str, caption: Callable[[Cell], str]) -> _Rows:
-    trigger, words = _WORDS[kind]
     return [
         (
             cell,
@@ -188,8 +192,8 @@ def _rows(cells: Iterable[Cell], kind: str, role: str, caption: Callable[[Cell],
                 kind=kind,
                 concept=cell[kind],
                 caption=caption(cell),
-                trigger=trigger,
-                class_word=cell[words],
+                trigger=_TRIGGERS[kind],
+                class_word=cell["class_word"] if kind == "content" else _style_words(cell),
                 role=role,
                 licence=cell.get("licence", ""),
                 source=cell.get("source", ""),

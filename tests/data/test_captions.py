@@ -45,6 +45,7 @@ def test_captions_are_those_that_the_documentation_shows() -> None:
     assert style_caption("a lion") == "a lion in w@z style"
     assert style_caption("a lion", "flat sticker") == "a lion in w@z flat sticker style"
     assert merged_caption("animal") == "a snq animal in w@z style"
+    assert merged_caption("animal", "ink") == "a snq animal in w@z ink style"
 
 
 @given(st.text())

@@ -28,7 +28,7 @@ def test_user_folder_gets_captions_from_its_names(tmp_path: Path) -> None:
     (own / "content/teapot").rename(own / "content/tea_pot")
     out = prepare(own, tmp_path / "data", "tea_pot", "stripes")
     assert rows_of(out, "content", "train")[0].caption == "a snq tea pot"
-    assert "a ball in w@z style" in {row.caption for row in rows_of(out, "style", "train")}
+    assert "a ball in w@z stripes style" in {row.caption for row in rows_of(out, "style", "train")}
     assert {row.concept for row in rows_of(out, "content", "partner")} == {
         "vase",
         "cone",
