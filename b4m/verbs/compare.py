@@ -233,13 +233,13 @@ def _write_lock(spec: ComparisonSpec, out: Path) -> None:
     """
     file = out / LOCK
     values = json.loads(json.dumps(asdict(spec)))
-    if file.exists():
-        if read_json(file, "give another folder") != values:
-            raise B4MError(f"{out} holds another comparison (see {file}); give another folder")
-        return
-    if out.exists() and any(out.iterdir()):
+    others = [one for one in out.iterdir() if LOCK not in one.name] if out.is_dir() else []
+    if others and not file.exists():
         raise B4MError(f"{out} holds other things; give another folder")
-    write_whole(file, json.dumps(values, indent=1) + "\n")
+    if not file.exists():  # a process that starts beside this one writes the same
+        write_whole(file, json.dumps(values, indent=1) + "\n")
+    if read_json(file, "give another folder") != values:
+        raise B4MError(f"{out} holds another comparison (see {file}); give another folder")
 
 
 def _make(spec: ComparisonSpec, jobs: Plan, settings: JobSettings, out: Path) -> None:
