@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from b4m.errors import B4MError
 from b4m.evaluation.tables import COPY_OF_STYLE, GROUND_TRUTH, SCORE_COLUMNS, write_scores
@@ -100,6 +101,10 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "statistics": {"unit": "pairs"},
     }
     write_scores(home / "scores", scores(), "direct", about)
+    (home / "adapters").mkdir()
+    for merged in jobs.merges:
+        tensors = {"up": np.zeros((4, 2), np.float32), "down": np.zeros((2, 3), np.float32)}
+        save_file(tensors, home / "adapters" / f"{merged.key}.safetensors")
     return home
 
 
@@ -165,8 +170,8 @@ def test_results_are_a_row_for_each_pair_and_a_line_of_images_for_each_pair(resu
     assert sum(file.stat().st_size for file in results.iterdir()) < 1_000_000
 
 
-def test_costs_of_a_pair_count_both_trainings(results: Path) -> None:
-    assert record(results)["costs"]["b4m"] == [80.0, 20.0, 1.5]
+def test_costs_of_a_pair_count_both_trainings_and_the_numbers_of_its_file(results: Path) -> None:
+    assert record(results)["costs"]["b4m"] == [80.0, 20.0, 1.5, 14]
 
 
 def test_the_tables_say_what_run_json_says(results: Path) -> None:

@@ -1,7 +1,8 @@
 """Seconds of the jobs of a comparison, in one small table that several processes append to."""
 
 import csv
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 TIMES = "times.csv"
@@ -22,6 +23,19 @@ class Time:
     stage: str
     method: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a comparison cost, as far as it is known.
+
+    Attributes:
+        times: of its jobs.
+        numbers: how many numbers a row's adapter files hold, by its label.
+    """
+
+    times: Sequence[Time] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 def note_time(folder: Path, time: Time) -> None:

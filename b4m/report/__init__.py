@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from b4m.evaluation.times import Time
+from b4m.evaluation.times import Spent
 from b4m.io import replacing, write_whole
 from b4m.report.images import contact_sheet
 from b4m.report.load import load
@@ -19,7 +19,7 @@ def write_report(
     data: Path,
     out: Path,
     title: str = "",
-    times: Sequence[Time] = (),
+    spent: Spent | None = None,
 ) -> Path:
     """Write the report, and contact.png beside it.
 
@@ -30,7 +30,7 @@ def write_report(
         data: the prepared data folder.
         out: the HTML file, of whatever name; a folder that exists gets report.html.
         title: heading; made from the content and the style if left out.
-        times: of the comparison's jobs, where they are known.
+        spent: what the comparison cost, where it is known.
 
     Returns:
         Path of the HTML file.
@@ -41,7 +41,7 @@ def write_report(
     report = load([Path(folder) for folder in samples], Path(scores), Path(data))
     out = Path(out)
     file = out / "report.html" if out.is_dir() else out
-    page, sheet = render(report, title, times), contact_sheet(report)
+    page, sheet = render(report, title, spent), contact_sheet(report)
     with replacing(file.with_name("contact.png")) as partial:
         sheet.save(partial, "PNG", optimize=True)
     return write_whole(file, page)

@@ -15,7 +15,7 @@ from b4m.evaluation.checks import sanity
 from b4m.evaluation.samples import Sample
 from b4m.evaluation.statistics import Estimate
 from b4m.evaluation.tables import PIXELS, UNSAMPLED
-from b4m.evaluation.times import Time
+from b4m.evaluation.times import Spent
 from b4m.report import chart
 from b4m.report.images import BUDGET, data_uris
 from b4m.report.load import Pair, ReportData
@@ -54,13 +54,13 @@ class Column:
     """The best mean of the merged rows; NaN where more is not better."""
 
 
-def render(data: ReportData, title: str = "", times: Sequence[Time] = ()) -> str:
+def render(data: ReportData, title: str = "", spent: Spent | None = None) -> str:
     """The whole page as text.
 
     Args:
         data: what is shown.
         title: heading; made from the content and the style if empty.
-        times: of the comparison's jobs, where they are known.
+        spent: what the comparison cost, where it is known.
     """
     environment = Environment(
         loader=PackageLoader("b4m.report"),
@@ -85,7 +85,7 @@ def render(data: ReportData, title: str = "", times: Sequence[Time] = ()) -> str
         firsts={label: _first_images(data, label) for label in data.labels},
         extremes=_extremes(data) if len(data.pairs) > _WIDE else {},
         standings=[(one, _frontier(one)) for one in standings(data)],
-        costs=costs(times, data.labels),
+        costs=costs(spent or Spent(), data.labels),
         checks=[
             (check, _words(data, check.metric, check.encoder))
             for check in sanity(data.scores.summary, data.labels, BASELINES[0])

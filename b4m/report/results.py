@@ -18,7 +18,7 @@ from b4m.data.images import fit_square, load_image
 from b4m.evaluation.checks import sanity
 from b4m.evaluation.statistics import PAIR, Estimate
 from b4m.evaluation.tables import UNSAMPLED
-from b4m.evaluation.times import Time
+from b4m.evaluation.times import Spent
 from b4m.io import replacing, write_whole
 from b4m.methods import METHODS
 from b4m.report.load import ReportData, load
@@ -36,7 +36,7 @@ def write_results(
     scores: Path,
     prepared: Path,
     comparison: Mapping[str, Any],
-    times: Sequence[Time],
+    spent: Spent,
     out: Path,
 ) -> Path:
     """Write them all.
@@ -46,7 +46,7 @@ def write_results(
         scores: folder of their scores.
         prepared: folder of the images that were learned from.
         comparison: all that decides the comparison, as JSON values.
-        times: of its jobs.
+        spent: what it cost.
         out: folder, made if needed.
 
     Raises:
@@ -54,7 +54,7 @@ def write_results(
     """
     data = load(samples, scores, prepared)
     found = standings(data)
-    record = _record(data, comparison, times, found)
+    record = _record(data, comparison, spent, found)
     groups = _groups(data.labels)
     sheets = [
         f"\n## All pairs: {name}\n\n![one line a pair](sheet-{name}.webp)\n" for name in groups
@@ -107,11 +107,12 @@ def markdown(record: Mapping[str, Any]) -> str:
         lines += ["", "A copy of the style does not win these scores, which are not shown:"]
         lines += [f"- {metric}: {row} is higher" for metric, row in record["blind"].items()]
     if record["costs"]:
-        lines += ["", "## Seconds of a pair", "", "| row | trainings | merge | images |"]
-        lines += ["|---|---|---|---|"]
+        lines += ["", "## Cost of a pair", ""]
+        lines += ["| row | trainings, s | merge, s | images, s | numbers in its files |"]
+        lines += ["|---|---|---|---|---|"]
         lines += [
-            f"| {row} | {' | '.join(f'{one:.1f}' for one in seconds)} |"
-            for row, seconds in record["costs"].items()
+            f"| {row} | {' | '.join(f'{one:.1f}' for one in seconds)} | {numbers:,} |"
+            for row, (*seconds, numbers) in record["costs"].items()
         ]
     return "\n".join(lines) + "\n"
 
@@ -155,7 +156,7 @@ def _cell(values: Sequence[float | None] | None, form: str) -> str:
 def _record(
     data: ReportData,
     comparison: Mapping[str, Any],
-    times: Sequence[Time],
+    spent: Spent,
     found: Sequence[Standing],
 ) -> dict[str, Any]:
     primary = data.evaluator["id"]
@@ -177,8 +178,8 @@ def _record(
         "checks": [vars(one) for one in sanity(data.scores.summary, data.labels, BASELINES[0])],
         "blind": {f"{metric} by {encoder}": row for (metric, encoder), row in data.blind.items()},
         "costs": {
-            row: [round(one, 1) for one in seconds]
-            for row, seconds in costs(times, data.labels).items()
+            row: [*(round(one, 1) for one in seconds), numbers]
+            for row, (*seconds, numbers) in costs(spent, data.labels).items()
         },
         "provenance": {name: about[name] for name in kept},
     }

@@ -8,7 +8,7 @@ from statistics import mean
 from b4m.evaluation.frontier import Axes, Curve, curves, difference
 from b4m.evaluation.kinds import STYLE_ONLY
 from b4m.evaluation.statistics import Estimate
-from b4m.evaluation.times import Time
+from b4m.evaluation.times import Spent
 from b4m.methods import METHODS
 from b4m.plan import BASELINES, REFERENCE_METHOD, row_and_strength
 from b4m.report.load import ReportData
@@ -85,19 +85,21 @@ def standings(data: ReportData) -> list[Standing]:
     return [one for one in found if one.curves]
 
 
-def costs(times: Sequence[Time], rows: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """Seconds by row of a pair's trainings, its merge and one set of images.
+def costs(spent: Spent, rows: Sequence[str]) -> dict[str, tuple[float, float, float, int]]:
+    """By row: seconds of a pair's trainings, its merge and one set of images; numbers in its file.
 
     The two trainings of a pair are counted in full, although other pairs and rows share them.
     """
     known: dict[tuple[str, str], list[float]] = {}
-    for time in times:
+    for time in spent.times:
         known.setdefault((time.stage, time.method), []).append(time.seconds)
 
     def seconds(stage: str, method: str) -> float:
         return mean(known.get((stage, method), [0.0]))
 
-    found = {}
+    found: dict[str, tuple[float, float, float, int]] = {}
+    if not spent.times:
+        return found
     for label in rows:
         name = label.split(" ")[0]
         if name in METHODS:
@@ -106,6 +108,7 @@ def costs(times: Sequence[Time], rows: Sequence[str]) -> dict[str, tuple[float, 
                 trained * seconds("training", METHODS[name].training),
                 seconds("merge", name),
                 seconds("images", label),
+                spent.numbers.get(label, 0),
             )
     return found
 

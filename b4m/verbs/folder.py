@@ -1,6 +1,8 @@
 """A comparison's folder: what it compares, and where things lie in it."""
 
+import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,23 @@ class Folder:
         if not there:
             raise B4MError(f"{self.path} has no pair with all its images; run b4m compare further")
         return there
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many numbers the adapter files of each row hold, of its first pair that has them."""
+        found: dict[str, int] = {}
+        for job in plan(self.comparison).samples:
+            files = [self.path / "adapters" / f"{key}.safetensors" for key in job.adapters]
+            if files and job.label not in found and all(file.is_file() for file in files):
+                found[job.label] = sum(map(_numbers_in, files))
+        return found
+
+
+def _numbers_in(file: Path) -> int:
+    """Numbers in the tensors of a safetensors file, from its header alone."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
 
 
 def open_folder(path: Path) -> Folder:

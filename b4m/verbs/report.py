@@ -39,7 +39,7 @@ def report(
         B4MError: for missing files, or scores that are not of these samples.
     """
     with needs("evaluate", "report"):
-        from b4m.evaluation.times import read_times
+        from b4m.evaluation.times import Spent, read_times
         from b4m.report import write_report, write_results
     from b4m.tracking import open_tracker
 
@@ -51,16 +51,16 @@ def report(
         scores, data = home / "scores", home / "data"
         out, title = out or home / "report.html", title or compared.comparison.title
     folders = compared.samples if compared else [Path(folder) for folder in samples]
-    times = read_times(compared.path) if compared else []
+    spent = Spent(read_times(compared.path), compared.numbers) if compared else Spent()
     file = Path(out)
     check_output(file / "report.html" if file.is_dir() else file)
     with open_tracker("report", "report") as run:
-        page = write_report(folders, Path(scores), Path(data), file, title, times)
+        page = write_report(folders, Path(scores), Path(data), file, title, spent)
         with tempfile.TemporaryDirectory() as folder:
             named = Path(shutil.copy(page, Path(folder) / "report.html"))
             run.files([named, page.with_name("contact.png")], "report")
     if compared is not None and str(results):
-        write_results(folders, Path(scores), Path(data), compared.spec, times, Path(results))
+        write_results(folders, Path(scores), Path(data), compared.spec, spent, Path(results))
     return page
 
 
