@@ -30,6 +30,7 @@ RUNNERS = ("subprocess", "docker")
 PASSED_ON = (
     "B4M_KFP_RUN_ID",
     "B4M_TRACKING",
+    "B4M_TRACKING_WAIT",
     "B4M_WORK",
     "HF_HUB_OFFLINE",
     "MLFLOW_EXPERIMENT_NAME",
