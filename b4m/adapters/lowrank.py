@@ -80,6 +80,8 @@ class LowRank:
 
     def scale(self, weight: float | Tensor) -> LowRank:
         """The multiple weight * dW; the weight goes into `up`, as alpha does."""
+        if isinstance(weight, float | int) and weight == 1:
+            return self
         return LowRank(self.up * weight, self.down)
 
     def __neg__(self) -> LowRank:

@@ -34,7 +34,7 @@ from b4m.errors import B4MError
 from b4m.files import keys, kinds
 from b4m.files.checkpoint import Checkpoint
 from b4m.files.scales import Scales
-from b4m.files.tensors import Contents
+from b4m.files.tensors import Contents, is_finite
 
 Address = tuple[str, str]  # network and module path
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -140,7 +140,7 @@ class AdapterFile:
         if magnitude is not None:
             pair, self.lost[address] = self._with_magnitude(address, pair, magnitude)
         for part, tensor in (("up", pair.up), ("down", pair.down)):
-            if not bool(torch.isfinite(tensor.float()).all()):
+            if not is_finite(tensor.float()):
                 name = ".".join(filter(None, address))
                 raise B4MError(f"{self.path}: {part} of {name} has NaN or infinite numbers")
         return pair

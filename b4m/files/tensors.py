@@ -84,24 +84,31 @@ class Contents:
         shape, form = self.tensors[name]
         if form not in _DTYPES:
             raise B4MError(f"{self.path}: {name} is stored as {form}, which is not read")
-        data = self._bytes(name)
-        if not data:
-            return torch.empty(shape, dtype=_DTYPES[form])
-        return torch.frombuffer(data, dtype=_DTYPES[form]).reshape(shape)
+        return self._bytes(name).view(_DTYPES[form]).reshape(shape)
 
     def digest(self, name: str) -> bytes:
         """A hash of a tensor's bytes."""
-        return hashlib.sha256(self._bytes(name)).digest()
+        return hashlib.sha256(_buffer(self._bytes(name))).digest()
 
-    def _bytes(self, name: str) -> bytearray:
+    def _bytes(self, name: str) -> Tensor:
         start, stop = self._places[name]
-        data, done = bytearray(stop - start), 0
+        data, done = torch.empty(stop - start, dtype=torch.uint8), 0
         while done < len(data):  # one call reads 2 GiB at most
-            got = os.preadv(self._file, [memoryview(data)[done:]], self._start + start + done)
+            got = os.preadv(self._file, [_buffer(data[done:])], self._start + start + done)
             if not got:
                 raise B4MError(f"{self.path} was cut while it was read; make or copy it again")
             done += got
         return data
+
+
+def _buffer(tensor: Tensor) -> Any:
+    """A tensor's memory."""
+    return tensor.numpy()
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite; one sum tells it of almost all tensors."""
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 @dataclass(frozen=True)

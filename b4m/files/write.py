@@ -25,7 +25,7 @@ from b4m.errors import B4MError
 from b4m.files import forms
 from b4m.files.read import DTYPES, Address, few
 from b4m.files.scales import PEFT_CONFIG
-from b4m.files.tensors import Entry, write_tensors
+from b4m.files.tensors import Entry, is_finite, write_tensors
 from b4m.files.translate import renamed
 from b4m.io import write_whole
 
@@ -129,7 +129,7 @@ def _finite(layer: forms.Written, pair: LowRank, file: Path) -> Iterator[Tensor]
         B4MError: for NaN and infinite numbers, also those that the storage dtype makes.
     """
     for entry, tensor in layer.tensors(pair).items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             part = "down" if entry == layer.down else "up"
             where = ".".join(filter(None, layer.address))
             raise B4MError(

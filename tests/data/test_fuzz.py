@@ -269,7 +269,7 @@ def test_a_hundred_damaged_configs_are_read_or_told(tmp_path: Path, name: str, t
         content = source.choice(DAMAGES)(source, whole)
         with little_memory():
             result, told = _try(lambda content=content: reader(tmp_path, content))
-        assert result is not None or name in told
+        assert result is not None or str(tmp_path) in told
         read += result is not None
     assert 0 < read < 100 * times
     for content in (b"", b"[" * 100_000, b"[]", b"null", b"{\xff}", "{}".encode("utf-16-le")):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from b4m import verbs
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.lazy import is_lazy
 from b4m.errors import B4MError
@@ -62,6 +63,39 @@ def test_lazy_layers_give_the_same_file(
         assert is_lazy(result.layers) == (largest == 0)
         written.append(write_adapter(tmp_path / f"{largest}.safetensors", result, form))
     assert written[0].read_bytes() == written[1].read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:rank")
+@pytest.mark.parametrize("strong", [False, True])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("direct", {"weights": [1, -0.5]}),
+        ("direct", {"rank": 2}),
+        ("svd", {}),
+        ("ties", {"rank": 3}),
+        ("ties", {"space": "factors"}),
+        ("dare", {"rank": 2}),
+        ("dare", {"space": "factors"}),
+        ("tsv", {}),
+        ("nplora", {}),
+    ],
+)
+def test_closed_merges_of_lazy_layers_give_the_same_file(
+    method: str,
+    settings: dict[str, object],
+    strong: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("B4M_TRACKING", "off")
+    files = [kohya_file("z-image", tmp_path / f"{k}.safetensors", k) for k in (0, 1)]
+    written = []
+    for largest in (1 << 40, 0):
+        monkeypatch.setattr(read, "IN_MEMORY", largest)
+        out, values = tmp_path / "out.safetensors", settings | {"auto_strength": strong}
+        written.append(verbs.merge(files, out, method, settings=values).read_bytes())
+    assert written[0] == written[1]
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_read_to_its_end(
