@@ -53,9 +53,8 @@ def _run(arguments: argparse.Namespace) -> None:
     for name in ("vae", "base", "clip"):
         part = getattr(recipe, name)
         recipe = replace(recipe, **{name: replace(part, loop=replace(part.loop, **changes))})
-    recipe = replace(recipe, base=replace(recipe.base, start=arguments.start))
-    if arguments.lr:
-        recipe = replace(recipe, base=replace(recipe.base, lr=arguments.lr))
+    base_lr = arguments.lr or recipe.base.lr
+    recipe = replace(recipe, base=replace(recipe.base, start=arguments.start, lr=base_lr))
     built = tiles.build(archives, arguments.work, recipe, workers)
     if arguments.command == "publish":
         publish.publish(archives, built, Path("data"), workers)

@@ -39,15 +39,11 @@ class _Autoencoder(nn.Module):
 
 def train(tiles: Tiles) -> None:
     """Train on cells of the base split, whiten and save into `tiles.work/vae`."""
-    device, recipe, architecture = (
-        pick_device("auto"),
-        tiles.recipe.vae,
-        tiles.recipe.architecture,
-    )
+    device, recipe, architecture = pick_device("auto"), tiles.recipe.vae, tiles.recipe.architecture
     torch.manual_seed(recipe.loop.seed)
     vae = build_vae(architecture).to(device)
     images = tiles.tensor(tiles.positions("base"), device, architecture.pixels)
-    copies = restyled(images, range(len(images)))
+    copies, _ = restyled(images, range(len(images)))
     side = architecture.pixels // 2 ** (len(architecture.vae_channels) - 1)
 
     def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Mapping[str, Tensor]:

@@ -12,24 +12,21 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
-from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from b4m.bases.base import pick_device
 from b4m.bases.noising import Diffusion
-from b4m.data.restyle import restyle
 from b4m.testing import build_pipeline, write_recipe
 from b4m.training.loop import Batch
 from b4m_mini import captions, trainer
 from b4m_mini.catalog import DRAWN, PAINTED
 from b4m_mini.grid import Cell
 from b4m_mini.recipe import BaseRecipe
-from b4m_mini.tiles import Tiles, core_contents, shrunk
+from b4m_mini.tiles import Tiles, core_contents, restyled, shrunk
 
 NAMED_BELOW = 0.4  # share of restyled drawings whose own style is named as well
 UNNAMED = 0.3  # share of other contents, and of those in a synthetic style, that have no name
@@ -130,8 +127,8 @@ def _gather(
     others = [p for p in drawn if cells[p].content.id not in known]
     side = int(vae.config["sample_size"])
     images = [tiles.tensor(some, device, side) for some in (named, others) if some]
-    copies, called = _described(tiles, drawn, named, side)
-    images += [copies.to(device), shrunk(tiles.blended, range(len(tiles.blends)), device, side)]
+    copies, called = _described(tiles, drawn, named, device, side)
+    images += [copies, shrunk(tiles.blended, range(len(tiles.blends)), device, side)]
     mean, deviation = _latents(vae, torch.cat(images))
     called += tiles.blends
     vague = replace(recipe, nameless=UNNAMED)
@@ -154,7 +151,7 @@ def _gather(
 
 
 def _described(
-    tiles: Tiles, drawn: list[int], named: list[int], side: int
+    tiles: Tiles, drawn: list[int], named: list[int], device: torch.device, side: int
 ) -> tuple[Tensor, list[Cell]]:
     """Base cells restyled at random, N x 3 x side x side, and the cells with words for that."""
     recipe, cells = tiles.recipe.base, tiles.cells
@@ -163,16 +160,13 @@ def _described(
     half = recipe.described // 2
     picked = random.choices(drawn, k=recipe.described - half)
     picked += random.choices(painted or drawn, k=half)
-    before = tiles.tensor(picked, torch.device("cpu"), side).permute(0, 2, 3, 1).numpy()
-    copies, called = [], []
-    for seed, (position, image) in enumerate(zip(picked, before, strict=True)):
-        copy, words = restyle(Image.fromarray(image), seed)
-        style = cells[position].style
-        if style.kind == PAINTED or random.random() < NAMED_BELOW:
-            words = f"{words} {style.words}"
-        copies.append(np.asarray(copy))
-        called.append(replace(cells[position], style=replace(style, words=words)))
-    return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2), called
+    copies, looks = restyled(tiles.tensor(picked, device, side), range(len(picked)))
+    called = []
+    for cell, look in zip((cells[p] for p in picked), looks, strict=True):
+        both = cell.style.kind == PAINTED or random.random() < NAMED_BELOW
+        words = f"{look} {cell.style.words}" if both else look
+        called.append(replace(cell, style=replace(cell.style, words=words)))
+    return copies, called
 
 
 @torch.no_grad()

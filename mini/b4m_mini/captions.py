@@ -6,31 +6,21 @@ import torch
 from transformers import CLIPTokenizer
 
 from b4m.data.captions import with_article
+from b4m.data.restyle import identifier
 from b4m_mini.catalog import Content, Style
 from b4m_mini.recipe import BaseRecipe
-
-_CONSONANTS = "bcdfghjklmnpqrstvwxz"
-
-
-def nonsense(generator: random.Random) -> str:
-    """A word that means nothing, like the identifiers of the papers ("snq", "w@z")."""
-    letters = [generator.choice(_CONSONANTS) for _ in range(3)]
-    if generator.random() < 0.35:
-        letters[1] = "@"
-    return "".join(letters)
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     """Token ids of the texts, N x T, padded or cut to the tokenizer's length."""
-    length = tokenizer.model_max_length
-    found = tokenizer(texts, padding="max_length", truncation=True, max_length=length)
+    found = tokenizer(texts, padding="max_length", truncation=True)
     return torch.tensor(found["input_ids"])
 
 
 def caption(content: Content, style: Style, generator: random.Random, recipe: BaseRecipe) -> str:
     """One wording, drawn at random: "an octopus in flat sticker style", "a snq sea animal"."""
     if generator.random() < recipe.nameless:
-        thing = with_article(f"{nonsense(generator)} {content.class_word}")
+        thing = with_article(f"{identifier(generator.getrandbits(32))} {content.class_word}")
     else:
         thing = with_article(content.name)
         if generator.random() < 0.15:
@@ -41,7 +31,7 @@ def caption(content: Content, style: Style, generator: random.Random, recipe: Ba
     if roll < recipe.styleless:
         words = ""
     elif roll < recipe.styleless + recipe.nonsense_style:
-        words = nonsense(generator)
+        words = identifier(generator.getrandbits(32))
     else:
         words = style.words
     return phrase(thing, words, generator.random())

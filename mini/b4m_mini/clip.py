@@ -177,7 +177,8 @@ class _Views:
         pieces = [piece for each in styles for piece in chance.choices(self._by_style[each], k=4)]
         generator = torch.Generator(device).manual_seed(chance.getrandbits(62))
         looks = [chance.getrandbits(30) for _ in range(count)]
-        copies = restyled(self.images[index[:count]], [looks[place // 2] for place in range(count)])
+        seeds = [looks[place // 2] for place in range(count)]
+        copies, _ = restyled(self.images[index[:count]], seeds)
         every = torch.cat([self.images[index], copies, self.images[pieces]])
         moved = _augment(every, generator, self._recipe.pixels)
         contents = torch.arange(count + mosaics, device=device)
@@ -239,9 +240,7 @@ def _tokens(cells: list[Cell], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor
     words = [(with_article(cell.content.name), cell.style.words) for cell in cells]
 
     def ids(roll: float, styled: bool) -> Tensor:
-        texts = [
-            captions.phrase(content, style if styled else "", roll) for content, style in words
-        ]
+        texts = [captions.phrase(thing, style if styled else "", roll) for thing, style in words]
         return captions.tokenize(tokenizer, texts)
 
     styles = [STYLE_TEMPLATE.format(words) for words in _style_words(cells).values()]

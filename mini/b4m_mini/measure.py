@@ -23,11 +23,11 @@ from b4m.bases import load_base
 from b4m.bases.sampling import sample
 from b4m.evaluation.encoders import ClipEncoder, open_encoder
 from b4m_mini import captions
-from b4m_mini.catalog import DRAWN, STYLES
+from b4m_mini.catalog import STYLES
 from b4m_mini.grid import Cell
 from b4m_mini.tiles import Tiles, core_contents, named_contents
 
-_GUIDANCES = (2.0, 3.5, 5.0)
+_GUIDANCE = 3.5
 _SHEET = "cat lion koala rooster shark tulip banana pizza house bus guitar mobile-phone".split()
 
 
@@ -42,7 +42,7 @@ def measure(tiles: Tiles, prompts: int = 200) -> None:
     base, judge = load_base(str(tiles.work / "mini-sdxl")), Judge(tiles)
     measures = {
         "vae": _vae(base, tiles),
-        "evaluator": _evaluator(judge) | drawn_styles(judge),
+        "evaluator": _evaluator(judge),
         "base": _base(judge, base, prompts),
     }
     (tiles.work / "card/measures.json").write_text(json.dumps(measures, indent=1) + "\n")
@@ -142,7 +142,7 @@ def _evaluator(judge: Judge) -> dict[str, Any]:
     """mini-CLIP on cells of held-out contents in the styles that it never saw them in."""
     asked, images = [judge.cells[i] for i in judge.unseen], judge.images(judge.unseen)
     held = list(dict.fromkeys(cell.content.id for cell in asked))
-    features, other = judge.clip.encode_images(images), judge.independent.encode_images(images)
+    features = judge.clip.encode_images(images)
     right = np.array([held.index(cell.content.id) for cell in asked])
     columns = [judge.names["content"].index(name) for name in held]
     names = judge.scores(features, "content")[:, columns]
@@ -155,8 +155,6 @@ def _evaluator(judge: Judge) -> dict[str, Any]:
         for two in rows.values()
         if one is not two
     ]
-    pairs = np.triu_indices(len(asked), 1)
-    similarities = np.stack([(each @ each.T)[pairs] for each in (features, other)])
     return {
         "names": len(held),
         # share of names whose best image shows that name
@@ -168,62 +166,29 @@ def _evaluator(judge: Judge) -> dict[str, Any]:
             for style, places in rows.items()
         },
         "same_content_first": float(np.mean(same)),
-        "correlation_with_efficientnet": float(np.corrcoef(similarities)[0, 1]),
-    }
-
-
-def drawn_styles(judge: Judge) -> dict[str, float]:
-    """Is the style of an unseen cell hard to see? Both encoders among the drawn styles alone.
-
-    EfficientNet-Lite0 gets a multinomial logistic regression trained on the base contents' cells,
-    mini-CLIP its words.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    drawn = {i: c for i, c in enumerate(judge.cells) if c.style.kind == DRAWN}
-    names = list(dict.fromkeys(cell.style.id for cell in drawn.values()))
-    styles = np.array([names.index(cell.style.id) for cell in drawn.values()])
-    known = np.array([not cell.content.held_out for cell in drawn.values()])
-    asked = np.isin([*drawn], judge.unseen)
-    features = judge.independent.encode_images(judge.images([*drawn]))
-    features = features - features[known].mean(0)
-    features /= features[known].std(0).clip(1e-6)
-    # mean cross-entropy + 0.01 |W|^2
-    regression = LogisticRegression(C=50.0 / int(known.sum()), max_iter=500)
-    guesses = regression.fit(features[known], styles[known]).predict(features[asked])
-    images = judge.images([i for i, wanted in zip(drawn, asked, strict=True) if wanted])
-    own = judge.scores(judge.clip.encode_images(images), "style")
-    own = own[:, [judge.names["style"].index(name) for name in names]]
-    return {
-        "drawn_style_accuracy": _share(own.argmax(1), styles[asked]),
-        "drawn_style_accuracy_of_efficientnet": _share(guesses, styles[asked]),
     }
 
 
 def _base(judge: Judge, base: Any, prompts: int) -> dict[str, Any]:
-    """mini-SDXL on held-in cells at several guidance scales, and real images of the same cells."""
+    """mini-SDXL on held-in cells, and real images of the same cells."""
     known = core_contents(judge.cells, judge.tiles.recipe.contents)
     held_in = [p for p in judge.tiles.positions("base") if judge.cells[p].content.id in known]
     positions = random.Random(1).sample(held_in, min(prompts, len(held_in)))
     cells = [judge.cells[position] for position in positions]
-    few = cells[: max(1, len(cells) // 5)]
-    tried = {scale: judge.accuracies(few, _sampled(base, few, scale)) for scale in _GUIDANCES}
-    best = max(_GUIDANCES, key=lambda scale: sum(tried[scale].values()))
     return {
         "prompts": len(cells),
         "real": judge.accuracies(cells, judge.images(positions)),
-        **{f"{len(few)} prompts at guidance {scale}": tried[scale] for scale in _GUIDANCES},
-        "guidance": best,
-        **judge.accuracies(cells, _sampled(base, cells, best)),
+        "guidance": _GUIDANCE,
+        **judge.accuracies(cells, _sampled(base, cells)),
     }
 
 
-def _sampled(base: Any, cells: Sequence[Cell], guidance: float = 3.0) -> list[Image.Image]:
+def _sampled(base: Any, cells: Sequence[Cell]) -> list[Image.Image]:
     """One image per cell, 25 steps, in batches of 8."""
     images: list[Image.Image] = []
     for start in range(0, len(cells), 8):
         prompts = [captions.full(c.content, c.style) for c in cells[start : start + 8]]
-        images += sample(base, prompts, [start], steps=25, guidance=guidance, batch_size=8)
+        images += sample(base, prompts, [start], steps=25, guidance=_GUIDANCE, batch_size=8)
     return images
 
 

@@ -1,7 +1,7 @@
 """The training grid as one array on disk, and the tokenizer: made once, read by every training."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -67,12 +67,12 @@ def shrunk(
     return torch.cat(chunks)
 
 
-def restyled(images_NCHW: torch.Tensor, styles: Sequence[int]) -> torch.Tensor:
-    """Copies of uint8 images in synthetic styles, one for each number (`b4m.data.restyle`)."""
+def restyled(images_NCHW: torch.Tensor, seeds: Iterable[int]) -> tuple[torch.Tensor, list[str]]:
+    """Copies of uint8 images in a synthetic style each, and words for it (`b4m.data.restyle`)."""
     arrays = images_NCHW.permute(0, 2, 3, 1).cpu().numpy()
-    pairs = zip(arrays, styles, strict=True)
-    copies = [np.asarray(restyle(Image.fromarray(array), style)[0]) for array, style in pairs]
-    return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).to(images_NCHW.device)
+    copies = [restyle(Image.fromarray(a), seed) for a, seed in zip(arrays, seeds, strict=True)]
+    stacked = torch.from_numpy(np.stack([np.asarray(copy) for copy, _ in copies]))
+    return stacked.permute(0, 3, 1, 2).to(images_NCHW.device), [words for _, words in copies]
 
 
 def build(archive_folder: Path, work: Path, recipe: Recipe, workers: int | None = None) -> Tiles:
@@ -96,13 +96,11 @@ def build(archive_folder: Path, work: Path, recipe: Recipe, workers: int | None 
         if cell.style.kind == DRAWN or cell.content.held_out or cell.content.id in known
     ]
     mixed = blends(cells, known, recipe.base.blends, recipe.base.loop.seed)
-    rendered = [
-        _rendered(work / f"{name}.npy", archive_folder, some, workers)
-        for name, some in (("tiles", cells), ("blends", mixed))
-    ]
+    images = _rendered(work / "tiles.npy", archive_folder, cells, workers)
+    blended = _rendered(work / "blends.npy", archive_folder, mixed, workers)
     if not (work / "tokenizer").exists():
         _learn_tokenizer(cells, recipe).save_pretrained(work / "tokenizer")
-    return Tiles(cells, rendered[0], mixed, rendered[1], recipe, work)
+    return Tiles(cells, images, mixed, blended, recipe, work)
 
 
 def _rendered(path: Path, archives: Path, cells: list[Cell], workers: int | None) -> np.ndarray:

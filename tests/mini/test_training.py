@@ -114,8 +114,6 @@ def test_cards_state_what_was_measured_and_how_it_was_trained(world: Tiles) -> N
     assert "Measured on the 2 held-out contents" in card
     evaluator = measures["evaluator"]
     assert set(evaluator["style_accuracy_by_style"]) == {"openmoji", "noto-v1", "emojione"}
-    # six colours of one bar are no riddle to a linear layer on ImageNet features
-    assert evaluator["drawn_style_accuracy_of_efficientnet"] > 0.5
     with Image.open(world.work / "card/base.png") as sheet:
         assert sheet.size == (5 * 36 + 4, 2 * 2 * 36 + 4)  # five styles; cat and bus, two rows each
 
@@ -181,9 +179,9 @@ def test_a_copy_in_a_synthetic_style_is_of_one_hand_with_others_of_that_style(
     world: Tiles,
 ) -> None:
     x = world.tensor([0, 6, 12, 18], torch.device("cpu"), 32)
-    one, other = tiles.restyled(x, [7] * 4), tiles.restyled(x, [8] * 4)
+    (one, _), (other, _) = tiles.restyled(x, [7] * 4), tiles.restyled(x, [8] * 4)
     assert one.shape == x.shape
-    assert torch.equal(one, tiles.restyled(x, [7] * 4))
+    assert torch.equal(one, tiles.restyled(x, [7] * 4)[0])
 
     def colour(images: torch.Tensor) -> torch.Tensor:
         """Mean colour of the bar, which lies elsewhere in each image."""
