@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -232,6 +233,47 @@ def test_a_password_in_an_address_is_not_printed(
     with pytest.raises(B4MError, match="http://127.0.0.1:9/a cannot be reached") as error:
         tracking.fetch("run-1", Path("out"))
     assert "planted-secret" not in str(error.value)
+
+
+class _Away:
+    """An MLflow client whose server does not answer for some time."""
+
+    def __init__(self) -> None:
+        self.away = True
+        self.recorded: list[object] = []
+
+    def log_batch(self, run: str, metrics: list[Any]) -> None:
+        self._answer(*[(metric.step, metric.value) for metric in metrics])
+
+    def set_terminated(self, run: str, status: str) -> None:
+        self._answer(status)
+
+    def _answer(self, *values: object) -> None:
+        if self.away:
+            raise ConnectionRefusedError("nobody listens")
+        self.recorded += values
+
+
+def test_what_a_server_that_was_away_has_missed_is_recorded_in_its_order(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("B4M_TRACKING_WAIT", "60")
+    server, slept = _Away(), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        server.away = len(slept) < 3
+
+    monkeypatch.setattr("time.sleep", sleep)
+    tracker = tracking.tracker.MLflowTracker(server, "run", owned=True)
+    with pytest.warns(RuntimeWarning, match="nobody listens"):
+        tracker.metrics({"train/loss": 2.0}, 1)
+    tracker.metrics({"train/loss": 1.0}, 2)
+    assert server.recorded == []
+    assert slept == []  # training goes on meanwhile
+    tracker.finish("FINISHED")
+    assert server.recorded == [(1, 2.0), (2, 1.0), "FINISHED"]
+    assert len(slept) == 3
 
 
 def test_a_store_that_breaks_in_the_middle_gives_one_warning(store: str, tmp_path: Path) -> None:
