@@ -170,12 +170,13 @@ def test_d7_every_method_is_planned_and_its_settings_are_found(method: str) -> N
 
 
 KEY = "from b4m.training.key import key; print(key('a run'))"
+KEY_OF_PLUGGED = f"import b4m.bases; b4m.bases.FAMILIES['mine'] = 'mine'; {KEY}"
 
 
-def _key(*paths: Path) -> str:
+def _key(*paths: Path, code: str = KEY) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(
-        [sys.executable, "-c", KEY],
+        [sys.executable, "-c", code],
         env=environment,
         cwd=paths[0],
         capture_output=True,
@@ -195,7 +196,7 @@ def test_d10_the_key_of_a_run_knows_the_code_and_the_libraries(
     with (tmp_path / "b4m" / "report" / "__init__.py").open("a") as stream:
         stream.write("# what comes after a training does not decide it\n")
     assert _key(tmp_path) == before
-    with (tmp_path / "b4m" / "train" / "loop.py").open("a") as stream:
+    with (tmp_path / "b4m" / "training" / "loop.py").open("a") as stream:
         stream.write("# another version\n")
     changed = _key(tmp_path)
     assert changed != before
@@ -203,6 +204,18 @@ def test_d10_the_key_of_a_run_knows_the_code_and_the_libraries(
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n")
     assert _key(tmp_path, tmp_path / "libraries") != changed
+
+
+def test_d10_the_key_of_a_run_knows_families_of_bases_outside_the_library(
+    repo_root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").touch()
+    keys = []
+    for code in ("FAMILY = 1", "FAMILY = 2"):
+        (tmp_path / "mine" / "family.py").write_text(code)
+        keys.append(_key(repo_root, tmp_path, code=KEY_OF_PLUGGED))
+    assert len({*keys, _key(repo_root)}) == 3
 
 
 class Stop(Exception):

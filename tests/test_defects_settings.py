@@ -41,7 +41,7 @@ def place(
         monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: str(folder))
         return f"somebody/{tmp_path.name}", folder
     file = tmp_path / "tiny.safetensors"
-    file.write_bytes(b"weights of a UNet, a VAE and two text encoders")
+    shutil.copyfile(next((folder / "unet").glob("*.safetensors")), file)
     pipeline = diffusers.StableDiffusionXLPipeline
     monkeypatch.setattr(
         pipeline, "from_single_file", lambda *_, **__: pipeline.from_pretrained(folder)

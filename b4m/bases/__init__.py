@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FAMILIES = {"sdxl": "b4m.bases.sdxl"}
 _log = logging.getLogger(__name__)
-_SINGLE_FILE = "sdxl"  # a single-file checkpoint does not say what it is
 
 
 def families() -> list[Family]:
@@ -73,7 +72,12 @@ def load_base(base: str, device: str = "auto", dtype: str = "auto") -> Base:
     start = time.monotonic()
     with needs("train", f"base {base}"):
         path = locate(base)
-        name = _SINGLE_FILE if path.is_file() else _family_of_pipeline(base, pipeline_class(path))
+        if path.is_file():
+            from b4m.bases.recognition import family_of_checkpoint
+
+            name = family_of_checkpoint(base, path)
+        else:
+            name = _family_of_pipeline(base, pipeline_class(path))
         loaded: Base = import_module(f"{FAMILIES[name]}.load").load(base, path, device, dtype)
     took = time.monotonic() - start
     _log.info("base %s (%s) in %s on %s: %.1f s", base, name, loaded.dtype, loaded.device, took)

@@ -75,9 +75,10 @@ def test_other_models_are_refused(tiny_base: Path, tmp_path: Path) -> None:
     (copy / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(B4MError, match="is not an SDXL base"):
         load_base(str(copy))
-    (tmp_path / "broken.safetensors").write_bytes(b"not a checkpoint")
-    with pytest.raises(B4MError, match="single-file SDXL checkpoint"):
-        load_base(str(tmp_path / "broken.safetensors"))
+    unet_alone = tmp_path / "unet.safetensors"
+    shutil.copyfile(next((tiny_base / "unet").glob("*.safetensors")), unet_alone)
+    with pytest.raises(B4MError, match="does not load as a single-file SDXL checkpoint"):
+        load_base(str(unet_alone))
 
 
 def test_unknown_precision_is_answered_with_the_known(tiny_base: Path) -> None:
