@@ -295,18 +295,6 @@ def frozen_size(features: int, split: float) -> int:
     return math.floor(split * features + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
 
-def learnable_size(out_features: int, in_features: int, rank: int, split: float = 0.0) -> int:
-    """Learnable numbers of one layer: rank * (O - floor(split O) + I - floor(split I))."""
-    rows = out_features - frozen_size(out_features, split)
-    columns = in_features - frozen_size(in_features, split)
-    return rank * (rows + columns)
-
-
-def fixed(layers: dict[str, LowRank]) -> dict[str, FrozenDelta]:
-    """An adapter's layers as deltas without parameters."""
-    return {name: FrozenDelta(pair) for name, pair in layers.items()}
-
-
 def _normal(rank: int, columns: int, generator: torch.Generator) -> Tensor:
     """R x columns from N(0, 1/r^2), diffusers' start of down."""
     return torch.randn(rank, columns, generator=generator) / rank

@@ -88,39 +88,6 @@ class RiemannianAdamW(torch.optim.AdamW):
             super().step()
 
 
-class RiemannianSGD(torch.optim.SGD):
-    """The plain preconditioned step, p -= lr G: invariant under a change of factors.
-
-    Args:
-        pairs: the pairs to train.
-        lr: learning rate, of down and, without `lr_up`, of up.
-        lr_up: learning rate of up.
-        damping: delta, >= 0; the step is invariant for 0.
-
-    Raises:
-        B4MError: without pairs, or for a negative damping.
-    """
-
-    def __init__(
-        self,
-        pairs: Iterable[FactorPair],
-        lr: float = 1e-4,
-        *,
-        lr_up: float | None = None,
-        damping: float = 1e-2,
-    ) -> None:
-        self.pairs = _checked(pairs, damping)
-        self.damping = damping
-        super().__init__(_groups(self.pairs, lr, lr_up), lr=lr)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step; the parameters' own gradients stay as they are."""
-        _refuse(closure)
-        with preconditioned(self.pairs, self.damping):
-            super().step()
-
-
 @contextmanager
 def preconditioned(pairs: Sequence[FactorPair], damping: float) -> Iterator[None]:
     """Within: every gradient of the pairs' parameters is its preconditioned one. After: as before.

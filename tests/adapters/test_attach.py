@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from b4m.adapters.attach import AdaptedModel
-from b4m.adapters.deltas import PLP, FrozenDelta, LoRADelta, fixed
+from b4m.adapters.deltas import PLP, FrozenDelta, LoRADelta
 from b4m.adapters.lowrank import LowRank
 from b4m.bases.sdxl.model import attention_linears
 from b4m.errors import B4MError
+from tests.methods.draws import fixed
 
 
 class Small(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from b4m.adapters.deltas import PLP, LoRADelta
 from b4m.adapters.lowrank import LowRank
-from b4m.adapters.riemannian import RiemannianAdamW, RiemannianSGD, damped_inverses, preconditioned
+from b4m.adapters.riemannian import RiemannianAdamW, damped_inverses, preconditioned
 from b4m.errors import B4MError
 
 OUT, INTO, RANK = 7, 9, 3
@@ -17,6 +17,21 @@ OUT, INTO, RANK = 7, 9, 3
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class RiemannianSGD(torch.optim.SGD):
+    """The plain preconditioned step, p -= lr G."""
+
+    def __init__(
+        self, pairs: list[nn.Module], lr: float, lr_up: float = 0.0, damping: float = 0.01
+    ):
+        self.pairs, self.damping = pairs, damping
+        ups = {"params": [pair.up_learnable for pair in pairs], "lr": lr_up or lr}
+        super().__init__([{"params": [pair.down_learnable for pair in pairs]}, ups], lr=lr)
+
+    def step(self) -> None:
+        with preconditioned(self.pairs, self.damping):
+            super().step()
 
 
 def drawn() -> LoRADelta:

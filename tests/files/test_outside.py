@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from b4m.adapters.adapter import Adapter
 from b4m.adapters.attach import AdaptedModel
-from b4m.adapters.deltas import fixed
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
 from b4m.bases.name_tables import TABLES
 from b4m.bases.sdxl.model import attention_linears
 from b4m.files import read_adapter, write_adapter
 from b4m.files.translate import renamed
+from tests.methods.draws import fixed
 
 INNER = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from b4m.adapters.adapter import Adapter
+from b4m.adapters.deltas import FrozenDelta
 from b4m.adapters.lowrank import LowRank
 from b4m.adapters.metadata import Metadata
 from b4m.bases.base import Base
@@ -33,6 +34,11 @@ def draw_adapter(
         for index, (name, (out, into)) in enumerate(shapes.items())
     }
     return Adapter(layers, metadata or Metadata())
+
+
+def fixed(layers: Mapping[str, LowRank]) -> dict[str, FrozenDelta]:
+    """Deltas without parameters."""
+    return {name: FrozenDelta(pair) for name, pair in layers.items()}
 
 
 def shapes_of(base: Base) -> dict[str, tuple[int, int]]:

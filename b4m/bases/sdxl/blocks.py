@@ -13,13 +13,11 @@ style. In its released code the names of mid_block and up_blocks.0 match no list
 have no role. B-LoRA (arXiv 2403.14572) finds both content and style inside up_blocks.0; the two
 priors disagree.
 
-A base of the same topology with other depths (mini-SDXL) has the same groups; what is said about
-SDXL's transformer blocks carries over by depth fraction.
+A base of the same topology with other depths (mini-SDXL) has the same groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from b4m.errors import B4MError
@@ -96,43 +94,3 @@ def sdxl_linear_shapes() -> dict[str, tuple[int, int]]:
         for k in range(group.depth)
         for linear in ATTENTION_LINEARS
     }
-
-
-def depths(names: Iterable[str]) -> dict[str, int]:
-    """Transformer blocks per group of the base that these linears belong to."""
-    result: dict[str, int] = {}
-    for name in names:
-        group, k = _position(name)
-        result[group] = max(result.get(group, 0), k + 1)
-    return result
-
-
-def depth_fraction(name: str, depth: int) -> float:
-    """Where in its group a linear stands, in (0, 1): (k + 1/2) / depth for block k of `depth`."""
-    return (_position(name)[1] + 0.5) / depth
-
-
-def sdxl_twin(name: str, depth: int) -> str:
-    """The SDXL linear at the same place: same group and kind, same depth fraction.
-
-    Distinct linears of a base that is not deeper than SDXL have distinct twins; at SDXL's own depth
-    each is its own twin.
-
-    Args:
-        name: module path in a base of SDXL's topology.
-        depth: transformer blocks of that group in that base, see `depths`.
-    """
-    group, k = _position(name)
-    kind = name.removeprefix(f"{group}.transformer_blocks.{k}.")
-    twin = int(depth_fraction(name, depth) * GROUPS[group].depth)
-    return f"{group}.transformer_blocks.{twin}.{kind}"
-
-
-def _position(name: str) -> tuple[str, int]:
-    """Group and index of the transformer block of a linear."""
-    group = group_of(name)
-    part, _, rest = name.removeprefix(group + ".").partition(".")
-    index = rest.partition(".")[0]
-    if part != "transformer_blocks" or not index.isdigit():
-        raise B4MError(f"{name} is in none of the transformer blocks of {group}")
-    return group, int(index)

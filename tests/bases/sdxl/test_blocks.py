@@ -83,37 +83,9 @@ def test_names_outside_the_groups_are_refused() -> None:
             blocks.group_of(name)
 
 
-def test_a_base_of_other_depth_maps_onto_sdxl_group_by_group() -> None:
-    full = blocks.sdxl_linear_shapes()
-    assert blocks.depths(full) == {group.name: group.depth for group in blocks.GROUPS.values()}
-    for depth in (1, 2, 3, 7, 10):
-        for group in blocks.GROUPS.values():
-            names = [
-                f"{group.name}.transformer_blocks.{k}.attn1.to_q"
-                for k in range(min(depth, group.depth))
-            ]
-            twins = [blocks.sdxl_twin(name, len(names)) for name in names]
-            assert len(set(twins)) == len(names)
-            assert set(twins) <= full.keys()
-            assert twins == sorted(twins, key=lambda t: int(t.split(".")[-3]))
-    assert all(
-        blocks.sdxl_twin(name, blocks.GROUPS[blocks.group_of(name)].depth) == name for name in full
-    )
-
-
-def test_depth_fraction_is_the_middle_of_the_block() -> None:
-    name = "mid_block.attentions.0.transformer_blocks.1.attn2.to_out.0"
-    assert blocks.depth_fraction(name, 2) == 0.75
-    assert blocks.sdxl_twin(name, 2) == name.replace("blocks.1.", "blocks.7.")
-
-
 def test_a_small_base_of_the_same_topology_has_the_same_groups(tiny_base: Path) -> None:
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
     names = attention_linears(unet)
     assert {blocks.group_of(name) for name in names} == set(blocks.GROUPS)
-    depths = blocks.depths(names)
-    twins = {blocks.sdxl_twin(name, depths[blocks.group_of(name)]) for name in names}
-    assert len(twins) == len(names)
-    assert twins <= blocks.sdxl_linear_shapes().keys()
