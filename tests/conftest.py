@@ -40,6 +40,16 @@ def base(tiny_base: Path) -> Base:
 
 
 @pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store of MLflow without runs, to be copied: to make its tables takes seconds."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Teapot (1 picture) and stripes (5 pictures), with partners."""
     folder = tmp_path_factory.mktemp("prepared")

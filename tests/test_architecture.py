@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -50,7 +51,6 @@ BELOW["api"] = {*BELOW["verbs"], "verbs"}
 BELOW["jobs"] = {*BELOW["verbs"], "verbs"}
 BELOW["publish"] = {*BELOW["jobs"], "jobs"}
 BELOW["cli"] = {*BELOW["api"], "api"}
-BELOW["mini"] = {*BELOW}  # on its way out of the library
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def _root() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+@cache
 def _tracked(*patterns: str) -> list[Path]:
     """Files of the checkout: tracked by git, and new ones that git does not ignore."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
@@ -98,6 +99,7 @@ def _imports(file: Path) -> Iterator[Import]:
             yield Import(name, node.lineno, node.module or "", names, late)
 
 
+@cache
 def _all_imports(*floors: str) -> list[Import]:
     files = [f for f in _tracked("*.py") if f.parts[0] in floors]
     return [one for file in files for one in _imports(file)]
@@ -129,6 +131,7 @@ def test_a_heavy_package_is_imported_in_one_part_alone(package: str) -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
+@cache
 def _rooms() -> dict[str, dict[str, Import]]:
     """Which room imports which others, each with one of the imports that do."""
     arrows: dict[str, dict[str, Import]] = {}

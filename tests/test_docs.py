@@ -141,6 +141,7 @@ def site(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_no_page_of_the_site_loads_anything_from_another_server(site: Path) -> None:
     outside = []
     for page in site.rglob("*.html"):
@@ -156,6 +157,7 @@ def test_no_page_of_the_site_loads_anything_from_another_server(site: Path) -> N
     assert outside == []
 
 
+@pytest.mark.slow
 def test_the_site_shows_every_setting_of_every_method(site: Path) -> None:
     from b4m.methods import merge_rule, names
 
@@ -166,6 +168,7 @@ def test_the_site_shows_every_setting_of_every_method(site: Path) -> None:
             assert f"<code>{setting}</code>" in section
 
 
+@pytest.mark.slow
 def test_the_site_documents_every_public_name(site: Path) -> None:
     import b4m
 

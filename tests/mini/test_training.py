@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Tiles:
     return built
 
 
+@pytest.fixture(scope="module")
+def measures(world: Tiles) -> dict[str, dict]:
+    """What is measured on three prompts, drawn in two steps each."""
+
+    def fast(*given: Any, **rest: Any) -> list[Image.Image]:
+        return sample(*given, **rest | {"steps": 2})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "sample", fast)
+        measure.measure(world, prompts=3)
+    return json.loads((world.work / "card/measures.json").read_text())
+
+
 def test_the_trained_base_is_an_ordinary_one_with_its_settings(world: Tiles) -> None:
     loaded = load_base(str(world.work / "mini-sdxl"), device="cpu")
     assert loaded.recipe == RECIPE
@@ -102,9 +116,9 @@ def test_every_training_leaves_a_line_of_history(world: Tiles) -> None:
     assert not list(world.work.glob("checkpoint-*"))
 
 
-def test_cards_state_what_was_measured_and_how_it_was_trained(world: Tiles) -> None:
-    measure.measure(world, prompts=3)
-    measures = json.loads((world.work / "card/measures.json").read_text())
+def test_cards_state_what_was_measured_and_how_it_was_trained(
+    world: Tiles, measures: dict[str, dict]
+) -> None:
     history = (world.work / "history.md").read_text()
     card = publish.model_card("mini-sdxl", measures, world.recipe, history)
     assert f"| 3 held-in prompts, guidance {measures['base']['guidance']}" in card
@@ -119,14 +133,13 @@ def test_cards_state_what_was_measured_and_how_it_was_trained(world: Tiles) -> N
 
 
 def test_publishing_keeps_the_settings_that_were_tried_on_the_base(
-    world: Tiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Tiles, measures: dict[str, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(archives: Path, out: Path, workers: int | None) -> str:
         out.mkdir(parents=True)
         return "1234"
 
     monkeypatch.setattr(publish.grid, "write", write)
-    measure.measure(world, prompts=1)
     publish.publish(tmp_path, world, tmp_path)
     assert load_base(str(tmp_path / "models/mini-sdxl"), device="cpu").recipe == RECIPE
     tried = '{"recipe": {"train": {"steps": 7}}}'

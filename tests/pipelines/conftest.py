@@ -1,7 +1,10 @@
 """Pictures of one's own and a random evaluator: enough for a whole run in seconds."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,6 +33,22 @@ CLIP = {
         "resize_mode": "squash",
     },
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _callers_by_name() -> Iterator[None]:
+    """KFP reads the whole stack for the name of a caller, at every setter of a task.
+
+    Below pytest, with thousands of modules, that takes ten times as long as all the rest.
+    """
+    from kfp.dsl import pipeline_task
+
+    def stack() -> list[tuple[object, ...]]:
+        return [(None, "", 0, sys._getframe(depth).f_code.co_name) for depth in (1, 2)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_task, "inspect", SimpleNamespace(stack=stack))
+        yield
 
 
 @pytest.fixture

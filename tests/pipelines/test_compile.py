@@ -15,12 +15,15 @@ import yaml
 from google.protobuf import json_format
 from kfp import components
 
+from pipelines.cli import PIPELINES, main
 from pipelines.resources import SECRETS
 from tests.pipelines import oldest_server
 
-# `python -m pipelines` in an interpreter that refuses what only tasks may import
+IMAGE = "example.org/b4m@sha256:0"
+
+# `b4m pipeline compile` in an interpreter that refuses what only tasks may import
 COMPILE = """
-import runpy, sys
+import sys
 from importlib.abc import MetaPathFinder
 
 class Refuse(MetaPathFinder):
@@ -29,8 +32,10 @@ class Refuse(MetaPathFinder):
             raise ImportError(f"{name} must not be imported to compile")
 
 sys.meta_path.insert(0, Refuse())
-sys.argv = ["pipelines", *sys.argv[1:]]
-runpy.run_module("pipelines", run_name="__main__", alter_sys=True)
+from pipelines.cli import PIPELINES, main
+
+for name in PIPELINES:
+    assert main(["compile", name, "--out", f"{sys.argv[1]}/{name}.yaml"]) == 0
 """
 
 
@@ -76,9 +81,10 @@ class Compiled:
         return [task for task in tasks if "parameterIterator" in task]
 
 
-def _compile(repo_root: Path, out: Path, pipeline: str, **environment: str) -> Compiled:
+def _compile(repo_root: Path, out: Path, **environment: str) -> dict[str, Compiled]:
+    """All pipelines by name, compiled in one process."""
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, "compile", pipeline, "--out", str(out)],
+        [sys.executable, "-c", COMPILE, str(out)],
         cwd=repo_root,
         env={**os.environ, **environment},
         check=False,
@@ -86,15 +92,31 @@ def _compile(repo_root: Path, out: Path, pipeline: str, **environment: str) -> C
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return Compiled(out)
+    return {file.stem: Compiled(file) for file in out.glob("*.yaml")}
 
 
-@pytest.fixture(scope="module", params=["customize", "compare"])
-def compiled(
-    repo_root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Compiled:
-    out = tmp_path_factory.mktemp("compiled") / f"{request.param}.yaml"
-    return _compile(repo_root, out, request.param, B4M_IMAGE="")
+@pytest.fixture(scope="module")
+def plain(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
+    """As they are compiled where the environment says nothing."""
+    return _compile(repo_root, tmp_path_factory.mktemp("compiled"), B4M_IMAGE="")
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def compiled(plain: dict[str, Compiled], request: pytest.FixtureRequest) -> Compiled:
+    return plain[request.param]
+
+
+@pytest.fixture(scope="module")
+def told(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
+    """As they are compiled where the environment says all that it may."""
+    environment = {
+        "B4M_IMAGE": IMAGE,
+        "B4M_PARALLEL": "1",
+        "B4M_PULL_SECRET": "registry",
+        "B4M_PULL_POLICY": "Always",
+        **dict.fromkeys(("KFP_TOKEN", *SECRETS, *SECRETS.values()), "planted-secret"),
+    }
+    return _compile(repo_root, tmp_path_factory.mktemp("told"), **environment)
 
 
 def test_the_compiled_file_loads_as_a_component(compiled: Compiled) -> None:
@@ -105,10 +127,10 @@ def test_the_compiled_file_loads_as_a_component(compiled: Compiled) -> None:
     assert inputs["methods"].default[0] == "b4m"
 
 
-def test_compiling_twice_gives_the_same_bytes(compiled: Compiled, repo_root: Path) -> None:
-    out = compiled.file.with_name("again.yaml")
-    again = _compile(repo_root, out, compiled.file.stem, B4M_IMAGE="")
-    assert again.file.read_bytes() == compiled.file.read_bytes()
+def test_compiling_twice_gives_the_same_bytes(compiled: Compiled, tmp_path: Path) -> None:
+    again = tmp_path / "again.yaml"
+    assert main(["compile", compiled.file.stem, "--out", str(again)]) == 0
+    assert again.read_bytes() == compiled.file.read_bytes()
 
 
 def test_the_oldest_supported_server_reads_it(compiled: Compiled) -> None:
@@ -231,22 +253,20 @@ def test_no_name_of_a_method_or_a_baseline_is_written_down(compiled: Compiled) -
 
 
 def test_all_tasks_run_in_one_image_that_the_environment_names(
-    compiled: Compiled, repo_root: Path, tmp_path: Path
+    compiled: Compiled, told: dict[str, Compiled]
 ) -> None:
     def images(pipeline: Compiled) -> set[str]:
         return {task["container"]["image"] for task in pipeline.tasks.values()}
 
     assert len(images(compiled)) == 1
-    name = "example.org/b4m@sha256:0"
-    other = _compile(repo_root, tmp_path / "other.yaml", compiled.file.stem, B4M_IMAGE=name)
-    assert images(other) == {name}
+    other = told[compiled.file.stem]
+    assert images(other) == {IMAGE}
     for task in other.tasks.values():
-        assert {"name": "B4M_IMAGE", "value": name} in task["container"]["env"]
+        assert {"name": "B4M_IMAGE", "value": IMAGE} in task["container"]["env"]
 
 
-def test_no_secret_of_who_compiles_is_written_down(repo_root: Path, tmp_path: Path) -> None:
-    secrets = dict.fromkeys(("KFP_TOKEN", *SECRETS, *SECRETS.values()), "planted-secret")
-    made = _compile(repo_root, tmp_path / "made.yaml", "customize", **secrets)
+def test_no_secret_of_who_compiles_is_written_down(told: dict[str, Compiled]) -> None:
+    made = told["customize"]
     assert "planted-secret" not in made.file.read_text(encoding="utf-8")
     given = {
         e["envVar"]
@@ -310,16 +330,14 @@ def test_no_value_is_written_into_the_text_of_another(compiled: Compiled) -> Non
 
 
 def test_loops_run_no_more_tasks_at_once_than_the_environment_says(
-    repo_root: Path, tmp_path: Path
+    told: dict[str, Compiled],
 ) -> None:
-    one = _compile(repo_root, tmp_path / "one.yaml", "customize", B4M_PARALLEL="1")
-    assert [loop["iteratorPolicy"] for loop in one.loops] == [{"parallelismLimit": 1}] * 4
+    policies = [loop["iteratorPolicy"] for loop in told["customize"].loops]
+    assert policies == [{"parallelismLimit": 1}] * 4
 
 
-def test_an_image_of_a_closed_registry_can_be_pulled(repo_root: Path, tmp_path: Path) -> None:
-    environment = {"B4M_PULL_SECRET": "registry", "B4M_PULL_POLICY": "Always"}
-    closed = _compile(repo_root, tmp_path / "closed.yaml", "customize", **environment)
-    for task in closed.tasks.values():
+def test_an_image_of_a_closed_registry_can_be_pulled(told: dict[str, Compiled]) -> None:
+    for task in told["customize"].tasks.values():
         assert task["platform"]["imagePullPolicy"] == "Always"
         assert task["platform"]["imagePullSecret"][0]["secretName"] == "registry"
 

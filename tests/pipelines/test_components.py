@@ -1,5 +1,6 @@
 """What components do beside their call into the library."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from components.train_adapters import train_adapters
 
 
 @pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def database(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("MLFLOW_RUN_ID", "B4M_PARENT_RUN", "B4M_TRACKING", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = f"sqlite:///{shutil.copyfile(empty_database, tmp_path / 'mlflow.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
 

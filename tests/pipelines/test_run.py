@@ -8,7 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from kfp import dsl
 from PIL import Image
+
+from b4m.errors import B4MError
+from components.plan_jobs import plan_jobs
+from pipelines import cli
 
 # What a task may find around it; none of it may lie anywhere afterwards
 SECRETS = (
@@ -60,14 +65,13 @@ def test_a_failed_task_fails_the_run_and_says_which_and_why(
 
 
 def test_a_folder_with_other_things_is_not_taken_for_results(
-    repo_root: Path, tmp_path: Path
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = tmp_path / "mine/images/holiday.png"
     image.parent.mkdir(parents=True)
     image.write_bytes(b"picture")
-    done = _run(repo_root, tmp_path / "mine", "customize", B4M_TRACKING="off")
-    assert done.returncode == 2
-    assert "give another folder" in done.stderr
+    assert cli.main(["run", "customize", "--out", str(tmp_path / "mine")]) == 2
+    assert "give another folder" in capsys.readouterr().err
     assert image.read_bytes() == b"picture"
 
 
@@ -83,25 +87,13 @@ def test_a_wrong_setting_is_told_before_anything_is_trained(
     assert "train" not in done.stdout.replace("train_settings", "")
 
 
-def test_no_method_at_all_is_told_in_words(repo_root: Path, tmp_path: Path) -> None:
+def test_no_method_at_all_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line wants one; a form of a server does not."""
-    out = tmp_path / "jobs"
-    code = (
-        "from components.plan_jobs import plan_jobs\n"
-        "from kfp import dsl\n"
-        f"jobs = dsl.Dataset(uri={str(out)!r})\n"
-        "plan_jobs.python_func('customize', [], {}, {}, {}, 0, jobs, content='cat', style='ink')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=repo_root,
-        env={**os.environ, "B4M_TRACKING": "off"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "nothing to compare: no methods were given" in done.stderr
-    assert not out.exists()
+    monkeypatch.setenv("B4M_TRACKING", "off")
+    jobs = dsl.Dataset(uri=str(tmp_path / "jobs"))
+    with pytest.raises(B4MError, match="nothing to compare: no methods were given"):
+        plan_jobs.python_func("customize", [], {}, {}, {}, 0, jobs, content="cat", style="ink")
+    assert not (tmp_path / "jobs").exists()
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_an_error_ends_the_run_and_goes_on(
     assert client(store).get_run(tracker.run_id).info.status == status
 
 
-def test_two_processes_may_make_the_database_at_once(store: str, repo_root: Path) -> None:
+def test_two_processes_may_make_the_database_at_once(no_store: str, repo_root: Path) -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": str(repo_root),
@@ -203,7 +203,7 @@ def test_two_processes_may_make_the_database_at_once(store: str, repo_root: Path
         answer, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         assert "locked" not in errors
-        history = client(store).get_metric_history(answer.strip(), "train/loss")
+        history = client(no_store).get_metric_history(answer.strip(), "train/loss")
         assert len(history) == 40
 
 
@@ -286,7 +286,7 @@ def test_a_store_that_breaks_in_the_middle_gives_one_warning(store: str, tmp_pat
     assert client(store).get_run(tracker.run_id).data.metrics == {"train/loss": 1.0}
 
 
-def test_tracking_can_be_switched_off(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_can_be_switched_off(no_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("B4M_TRACKING", "off")
     with tracking.open_tracker("silent") as tracker:
         tracker.params({"a": 1})

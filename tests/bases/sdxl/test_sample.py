@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,19 +28,38 @@ import sys
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-base, out, *adapters = sys.argv[1:]
-pipe = StableDiffusionXLPipeline.from_pretrained(base, add_watermarker=False)
-for adapter in adapters:
-    pipe.load_lora_weights(f"{out}/{adapter}.safetensors")
-    for seed in (3, 4):
-        picture = pipe(
-            "a snq cat in w@z style", num_inference_steps=4, guidance_scale=3.0,
-            generator=torch.Generator("cpu").manual_seed(seed),
-        ).images[0]
-        picture.save(f"{out}/{adapter}-{seed}.png")
-    pipe.unload_lora_weights()
-assert not any(name == "b4m" or name.startswith("b4m.") for name in sys.modules)
+def draw(base, out, *adapters):
+    pipe = StableDiffusionXLPipeline.from_pretrained(base, add_watermarker=False)
+    for adapter in adapters:
+        pipe.load_lora_weights(f"{out}/{adapter}.safetensors")
+        for seed in (3, 4):
+            picture = pipe(
+                "a snq cat in w@z style", num_inference_steps=4, guidance_scale=3.0,
+                generator=torch.Generator("cpu").manual_seed(seed),
+            ).images[0]
+            picture.save(f"{out}/{adapter}-{seed}.png")
+        pipe.unload_lora_weights()
+
+if __name__ == "__main__":
+    draw(*sys.argv[1:])
+    assert not any(name == "b4m" or name.startswith("b4m.") for name in sys.modules)
 """
+
+
+def draw_here(*given: str) -> None:
+    """Diffusers in this process: it imports in seconds what is imported here already."""
+    names: dict[str, Any] = {"__name__": "outside"}
+    exec(OUTSIDE, names)
+    names["draw"](*given)
+
+
+def draw_alone(*given: str) -> None:
+    """Diffusers in a process that never sees b4m."""
+    # PEFT would import torchvision, which PyPI has for CUDA alone
+    script = "import sys; sys.modules['torchvision'] = None\n" + OUTSIDE
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    command = [sys.executable, "-c", script, *given]
+    subprocess.run(command, check=True, env=environment, cwd=given[1])
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +83,16 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"), dtype=np.int16)
 
 
+@pytest.mark.parametrize("draw", [draw_here, pytest.param(draw_alone, marks=pytest.mark.slow)])
 def test_diffusers_draws_the_same_pictures_from_the_files_without_b4m(
-    base: Base, tiny_base: Path, tmp_path: Path
+    base: Base, tiny_base: Path, tmp_path: Path, draw: Callable[..., None]
 ) -> None:
     single, other = adapter_for(base), adapter_for(base, rank=2, seed=2)
     merged = Adapter({name: pair + other.layers[name] for name, pair in single.layers.items()})
     adapters = {"single": single, "merged": merged}
     for name, adapter in adapters.items():
         write_adapter(tmp_path / f"{name}.safetensors", adapter)
-    script = tmp_path / "outside.py"
-    script.write_text(  # PEFT would import torchvision, which PyPI has for CUDA alone
-        "import sys; sys.modules['torchvision'] = None\n" + OUTSIDE
-    )
-    subprocess.run(
-        [sys.executable, str(script), str(tiny_base), str(tmp_path), *adapters],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
-        cwd=tmp_path,
-    )
+    draw(str(tiny_base), str(tmp_path), *adapters)
     prompt = "a snq cat in w@z style"
     plain = sample(base, [prompt], [3, 4], steps=4, guidance=3.0)
     for name in adapters:
