@@ -85,9 +85,15 @@ def test_the_command_line_merges_by_it_and_says_so(copy: Path, tmp_path: Path) -
         pair = b4m.LowRank(torch.randn(64, 4), torch.randn(4, 64))
         b4m.write_adapter(tmp_path / f"{name}.safetensors", b4m.Adapter({NAME: pair}))
     files = [tmp_path / f"{name}.safetensors" for name in ("content", "style", "merged")]
-    given = ["--method", "balanced", "--power", 0.5, "--out", files[2]]
-    _python(copy, "-m", "b4m.cli", "merge", *files[:2], *given)
-    facts = json.loads(_python(copy, "-m", "b4m.cli", "inspect", files[2]))
+    content, style, merged = map(str, files)
+    merge = ["merge", content, style, "--method", "balanced", "--power", "0.5", "--out", merged]
+    code = (
+        "from b4m.cli import main\n"
+        f"assert main({merge!r}) == 0\n"
+        "print()\n"
+        f"assert main({['inspect', merged]!r}) == 0"
+    )
+    facts = json.loads("{" + _python(copy, "-c", code).partition("\n{")[2])
     assert facts["metadata"]["b4m.method"] == "balanced"
     assert json.loads(facts["metadata"]["b4m.config"])["settings"]["power"] == 0.5
     assert facts["ranks"] == {"8": 1}

@@ -1,6 +1,7 @@
 """The wheel is whole, works without what is optional, and everything agrees on the version."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -73,8 +74,20 @@ def _without(packages: set[str], code: str, installed: Path) -> subprocess.Compl
     )
 
 
-def _command(*arguments: str) -> str:
-    return f"from b4m.cli import main; sys.exit(main({list(arguments)!r}))"
+def _commands(*lines: str) -> str:
+    """Code that carries them out one after the other and prints status and output of each."""
+    return f"""
+import contextlib, io, json
+from b4m.cli import main
+for line in {lines!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        status = main(line.split())
+    print(json.dumps([status, output.getvalue()]))
+"""
+
+
+def _answers(done: subprocess.CompletedProcess[str]) -> list[tuple[int, str]]:
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def _optional(project: dict[str, Any], *wanted: str) -> set[str]:
@@ -115,41 +128,35 @@ def test_adapters_are_merged_without_any_extra(project: dict[str, Any], installe
     assert merged.layers[LAYER].rank == 3
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["merge", "--method", "duolora", "--help"],
-        ["merge", "a.safetensors", "b.safetensors", "--out", "c.safetensors"],
-        ["inspect", "a.safetensors"],
-        ["convert", "a.safetensors", "--form", "kohya", "--out", "k.safetensors"],
-    ],
-    ids=" ".join,
-)
-def test_commands_on_adapters_need_no_extra(
-    project: dict[str, Any], installed: Path, arguments: list[str]
-) -> None:
-    done = _without(_optional(project), _command(*arguments), installed)
+def test_commands_on_adapters_need_no_extra(project: dict[str, Any], installed: Path) -> None:
+    lines = (
+        "--help",
+        "merge --method duolora --help",
+        "merge a.safetensors b.safetensors --out c.safetensors",
+        "inspect a.safetensors",
+        "convert a.safetensors --form kohya --out k.safetensors",
+    )
+    done = _without(_optional(project), _commands(*lines), installed)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout
+    assert [(status, bool(output)) for status, output in _answers(done)] == [(0, True)] * 5
 
 
 @pytest.mark.parametrize(
-    ("extra", "arguments"),
+    ("extra", "lines"),
     [
-        ("train", ["sample", "--prompt", "x", "--base", "base", "--out", "o"]),
-        ("evaluate", ["evaluate", "s", "--data", "d", "--out", "o"]),
-        ("evaluate", ["report", "s", "--scores", "c", "--data", "d", "--out", "o"]),
-        ("pipelines", ["pipeline", "compile", "customize"]),
+        ("train", ["sample --prompt x --base base --out o"]),
+        ("evaluate", ["evaluate s --data d --out o", "report s --scores c --data d --out o"]),
+        ("pipelines", ["pipeline compile customize"]),
     ],
 )
 def test_a_missing_extra_costs_one_sentence_that_names_it(
-    project: dict[str, Any], installed: Path, extra: str, arguments: list[str]
+    project: dict[str, Any], installed: Path, extra: str, lines: list[str]
 ) -> None:
-    done = _without(_optional(project, extra), _command(*arguments), installed)
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert f"pip install 'b4m[{extra}]'" in done.stderr
+    done = _without(_optional(project, extra), _commands(*lines), installed)
+    assert _answers(done) == [(2, "")] * len(lines), done.stderr
+    sentences = done.stderr.splitlines()
+    assert len(sentences) == len(lines)
+    assert all(f"pip install 'b4m[{extra}]'" in sentence for sentence in sentences)
 
 
 def test_a_pipeline_is_compiled_without_torch(
@@ -157,9 +164,9 @@ def test_a_pipeline_is_compiled_without_torch(
 ) -> None:
     hidden = {"torch", "numpy", "safetensors"} | _optional(project, "train", "evaluate", "tracking")
     out = tmp_path / "customize.yaml"
-    arguments = ["pipeline", "compile", "customize", "--out", str(out)]
-    done = _without(hidden - {"jinja2"}, _command(*arguments), installed)
-    assert done.returncode == 0, done.stderr
+    code = _commands(f"pipeline compile customize --out {out}")
+    done = _without(hidden - {"jinja2"}, code, installed)
+    assert [status for status, _ in _answers(done)] == [0], done.stderr
     assert "components:" in out.read_text(encoding="utf-8")
 
 
