@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from b4m.errors import B4MError
 from b4m.io import replacing
 
+_log = logging.getLogger(__name__)
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -163,4 +165,5 @@ def write_tensors(
             if (tuple(tensor.shape), tensor.dtype) != (entry.shape, entry.dtype):
                 raise AssertionError(f"{entry} comes as {tuple(tensor.shape)} {tensor.dtype}")
             stream.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    _log.info("wrote %s", path)
     return path

@@ -14,7 +14,7 @@ from tests.cli.answers import Answer, assert_refused, is_one_sentence, write_ada
 def test_interrupting_ends_with_130(
     b4m: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def interrupted(file: Path) -> None:
+    def interrupted(files: list[Path]) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verbs, "inspect", interrupted)
