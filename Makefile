@@ -16,7 +16,7 @@ export NO_MKDOCS_2_WARNING ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test slow check docs notebooks ui image e2e manifests
+.PHONY: help setup data demo test slow long check docs notebooks ui image e2e manifests
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ demo: setup data ## customize a content with a style, end to end: runs/demo/repo
 
 test: setup data ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+long: setup data ## run the tests that take longer still: kills, processes, every option
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m long $(ARGS)
 
 check: setup ## lint, format, types, spelling
 	@$(BIN)/python -m ruff check .

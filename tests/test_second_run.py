@@ -15,7 +15,7 @@ COMPARISON = Comparison(("teapot",), ("stripes", "dots"), ("duolora", "direct"))
 WITHOUT_STYLE = {"base-teapot+stripes", "content-only-teapot+stripes"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_new_image_makes_again_exactly_what_depends_on_it(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("optimizer", "lr", "kills"), [("adamw", 1e-2, 7), ("prodigy", 1.0, 7), ("riemannian", 1e-2, 6)]
 )

@@ -56,7 +56,7 @@ TABLE = [
 WRONG = {"int": ["x", "1.5", ""], "float": ["x", "nan", "inf"], "bool": ["maybe"], "str": []}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("way", "field"), TABLE)
 def test_every_option_at_another_value_trains_ten_steps(
     base: Base, prepared: Path, tmp_path: Path, way: str, field: str
@@ -68,7 +68,7 @@ def test_every_option_at_another_value_trains_ten_steps(
     assert any(pair.up.any() for pair in adapter.layers.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["prodigy", "adafactor", "riemannian"])
 def test_the_other_optimizers_train_ten_steps(
     base: Base, prepared: Path, tmp_path: Path, optimizer: str

@@ -41,7 +41,7 @@ def distance(one: Adapter, other: Adapter) -> float:
     return float((gap / torch.stack([b.square().sum() for _, b in pairs]).sum()).sqrt())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["lora", "b4m"])
 def test_two_processes_train_an_adapter_as_one_with_twice_the_batch(
     base: Base, tiny_base: Path, prepared: Path, tmp_path: Path, repo_root: Path, way: str
