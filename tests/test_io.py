@@ -130,7 +130,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_no_rest(tmp_path: Path) ->
         with pytest.raises(B4MError, match=r"a cannot be written \(File too large\); what was"):
             write_whole(path, bytes(2**20))
         with pytest.raises(B4MError, match="a cannot be written; is the disk full"):
-            write_checkpoint(path, "f", 1, large, [], {}, {})
+            write_checkpoint(path, "f", {"step": 1, "parameters": large})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(25, before)

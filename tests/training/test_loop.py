@@ -311,7 +311,7 @@ def test_a_checkpoint_of_other_code_is_not_resumed(
             deadly, model, [group(model)], 5, config, workdir=tmp_path, fingerprint=key("lora", 1)
         )  # fmt: skip
     assert checkpoint_path(tmp_path, key("lora", 1)).is_file()
-    monkeypatch.setattr(keys, "_code", lambda: "of the next version")
+    monkeypatch.setattr(keys, "_code", lambda *families: "of the next version")
     other = Line()
     one = group(other)
     fit(step, other, [one], 5, config, workdir=tmp_path, fingerprint=key("lora", 1))
